@@ -1,0 +1,176 @@
+"""What travels between producers and workers: settings, messages, job.json. Not how it is stored or sent.
+
+Every document carries ``version``; an unknown version or field is refused by name, because a worker
+that ignores a field it does not know computes the wrong vectors.
+"""
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from embedfleet.errors import ContractError
+
+SCHEMA_VERSION = 1
+
+TASK_EMBED = "embedfleet.embed"
+"""Celery task name of a :class:`Batch` message."""
+TASK_ANSWER = "embedfleet.answer"
+"""Celery task name of a :class:`Request` message."""
+
+InputType = Literal["document", "query"]
+Encoding = Literal["float32", "float16"]
+Overflow = Literal["error", "truncate"]
+
+ErrorCode = Literal[
+    "empty",  # "" or blank
+    "not_a_string",
+    "lone_surrogate",  # half of a UTF-16 pair: no UTF-8 form exists
+    "too_long",  # over the model's token limit with on_overflow="error"
+    "not_finite",  # the engine gave NaN or infinity
+    "wrong_length",  # the engine gave a vector of another length
+    "not_unit_norm",
+    "engine_error",  # the engine refused this text
+    "internal_error",  # a defect of embedfleet, met by this text's batch
+    "cancelled",
+]
+
+
+
+class EmbedSettings(BaseModel):
+    """How texts become vectors. What is ``None`` is taken from the model's profile.
+
+    >>> EmbedSettings(dimensions=1024, input_type="query").dimensions
+    1024
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str | None = Field(None, description="Hub id or folder of the model; default: EMBEDFLEET_MODEL.")
+    dimensions: int | None = Field(None, ge=1, description="Length of the vectors; default: the model's full length.")
+    instruction: str | None = Field(None, description="What a query is for, for models that take instructions.")
+    prompt_name: str | None = Field(None, description="An instruction of the model's profile, by name.")
+    input_type: InputType = Field("document", description="What the texts are: documents, or queries.")
+    encoding: Encoding = Field("float32", description="Number format of the vectors that are written.")
+    on_overflow: Overflow = Field("error", description="A text over the token limit: its error, or truncated.")
+
+
+class Document(BaseModel):
+    """Base of what is serialised: strict about versions and fields, in both directions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: Literal[1] = 1
+
+    @classmethod
+    def parse(cls, data: object, where: str) -> Self:
+        """Validate ``data`` (a dict or JSON text). ``where`` names it in the ContractError."""
+        if isinstance(data, dict) and data.get("version") != SCHEMA_VERSION:
+            raise ContractError(
+                f"{where}: version {data.get('version')!r} is not one this embedfleet reads "
+                f"({SCHEMA_VERSION}). Upgrade the older of producer and worker."
+            )
+        try:
+            if isinstance(data, (str, bytes)):
+                return cls.parse(_loads(data, where), where)
+            return cls.model_validate(data)
+        except ValidationError as exc:
+            raise ContractError(f"{where}: {describe(exc)}") from None
+
+    def dumps(self) -> str:
+        """Canonical JSON: fields in the order of the class, no spaces."""
+        return self.model_dump_json()
+
+
+class Batch(Document):
+    """A message: one batch of a job, by reference. The texts are in the job folder."""
+
+    to: str = Field(description="URI of the store that holds the job folder.")
+    job: str = Field(pattern=r"^[a-z0-9-]{1,64}$")
+    batch: int = Field(ge=0, le=99_999_999)
+    tokens: int = Field(ge=0, description="Estimated tokens, for the worker's credit.")
+
+
+class Request(Document):
+    """A message: a few texts whose vectors go straight back to the caller (``Fleet.embed``)."""
+
+    reply_to: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,200}$", description="Redis key of the answer.")
+    settings: EmbedSettings
+    texts: list[str]
+    expires_at: float = Field(description="Unix time in s on the broker's clock after which nobody waits.")
+
+
+class Batching(BaseModel):
+    """Budgets of one batch. A single text over a budget travels alone."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_texts: int = Field(512, ge=1, le=100_000)
+    max_tokens: int = Field(65_536, ge=1, description="Estimated.")
+    max_bytes: int = Field(4 * 1024 * 1024, ge=1, description="UTF-8 bytes of ids, texts and columns.")
+
+
+class JobSpec(Document):
+    """``job.json``: written first, once, and never changed."""
+
+    job: str = Field(pattern=r"^[a-z0-9-]{1,64}$")
+    parent: str | None = Field(None, description="Id of the job (in the same store) whose failed texts these are.")
+    created_at: str = Field(description="UTC, ISO 8601.")
+    settings: EmbedSettings
+    batching: Batching
+
+
+class Sealed(Document):
+    """``sealed.json``: the producer has written everything."""
+
+    batches: int = Field(ge=0)
+    texts: int = Field(ge=0)
+    fingerprint: str = Field(description="SHA-256 over the batches' hashes, in order.")
+
+
+class Totals(BaseModel):
+    """Counts over parts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    texts: int = 0
+    errors: int = 0
+    cached: int = 0
+    truncated: int = 0
+    tokens: int = 0
+
+    def add(self, other: "Totals") -> None:
+        """Add another part's counts to these."""
+        for name in Totals.model_fields:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+class Manifest(Document):
+    """``manifest.json``: totals and provenance, written once when every part is there."""
+
+    job: str
+    batches: int
+    totals: Totals
+    provenance: list[dict[str, Any]] = Field(description="Each distinct provenance among the parts.")
+    finished_at: str
+
+
+def describe(exc: ValidationError) -> str:
+    """One line for people: each field with what is wrong, unknown fields named as such."""
+    said = []
+    for error in exc.errors(include_url=False, include_input=False):
+        field = ".".join(str(part) for part in error["loc"]) or "document"
+        unknown = error["type"] == "extra_forbidden"
+        said.append(f"unknown field {field!r}" if unknown else f"{field}: {error['msg']}")
+    return "; ".join(said)
+
+
+def _loads(data: str | bytes, where: str) -> object:
+    import json
+
+    try:
+        loaded = json.loads(data)
+    except ValueError as exc:
+        raise ContractError(f"{where}: not JSON ({exc}).") from None
+    if not isinstance(loaded, dict):
+        raise ContractError(f"{where}: a JSON object was expected.")
+    return loaded

@@ -1,0 +1,106 @@
+"""Every exception embedfleet raises, in one tree. What to retry is decided by class, never by message.
+
+    EmbedfleetError
+    ├── Retryable                 the same call may succeed later
+    │   ├── BrokerUnavailable
+    │   ├── StoreUnavailable
+    │   ├── CacheUnavailable
+    │   └── EngineUnavailable
+    ├── Permanent                 the same call will fail again
+    │   ├── ConfigurationError    a setting of this fleet
+    │   │   └── ModelDoesNotFit
+    │   ├── SettingsError         an EmbedSettings the model can't satisfy
+    │   │   └── UnknownModel
+    │   ├── InputError            a file or a record
+    │   ├── ContractError         a message, job.json or part nobody here can read
+    │   ├── AlreadyExists         create-once met an object that is there
+    │   ├── NotFound              no such job or object
+    │   ├── JobMismatch           submitted again, with something else
+    │   ├── StoreNotAllowed       a store outside EMBEDFLEET_ALLOWED_STORES
+    │   └── TextError             texts that have no vector (Fleet.embed)
+    └── WaitTimeout               what was waited for is still going on
+
+A message says what happened, to which text, batch or setting, and what to do.
+"""
+
+from collections.abc import Mapping
+
+
+class EmbedfleetError(Exception):
+    """Base of everything raised on purpose."""
+
+
+class Retryable(EmbedfleetError):
+    """The same call may succeed later."""
+
+
+class BrokerUnavailable(Retryable):
+    """The broker did not answer."""
+
+
+class StoreUnavailable(Retryable):
+    """The object store did not answer, or refused for now."""
+
+
+class CacheUnavailable(Retryable):
+    """The vector cache did not answer; work goes on without it."""
+
+
+class EngineUnavailable(Retryable):
+    """The engine stopped; another worker can do the work."""
+
+
+class Permanent(EmbedfleetError):
+    """The same call will fail again."""
+
+
+class ConfigurationError(Permanent):
+    """A setting of the fleet is missing or wrong."""
+
+
+class ModelDoesNotFit(ConfigurationError):
+    """The model needs more memory than there is."""
+
+
+class SettingsError(Permanent):
+    """The settings ask for what the model can't give."""
+
+
+class UnknownModel(SettingsError):
+    """No profile is known for the model."""
+
+
+class InputError(Permanent):
+    """A file or a record can't be used."""
+
+
+class ContractError(Permanent):
+    """A message, job.json or part has an unknown version or field."""
+
+
+class AlreadyExists(Permanent):
+    """Create-once met an object that is already there."""
+
+
+class NotFound(Permanent):
+    """There is no such object or job."""
+
+
+class JobMismatch(Permanent):
+    """The job exists and was made from something else."""
+
+
+class StoreNotAllowed(Permanent):
+    """The store is not among the allowed ones."""
+
+
+class TextError(Permanent):
+    """Some texts have no vector. ``errors`` maps their positions to ``"code: message"``."""
+
+    def __init__(self, message: str, errors: Mapping[int, str] | None = None) -> None:
+        super().__init__(message)
+        self.errors = dict(errors or {})
+
+
+class WaitTimeout(EmbedfleetError):
+    """The time to wait is over and the work is not."""
