@@ -31,9 +31,9 @@ ErrorCode = Literal[
     "not_unit_norm",
     "engine_error",  # the engine refused this text
     "internal_error",  # a defect of embedfleet, met by this text's batch
+    "dead_letter",  # no worker can do this text's batch; the message says why
     "cancelled",
 ]
-
 
 
 class EmbedSettings(BaseModel):
@@ -45,13 +45,15 @@ class EmbedSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str | None = Field(None, description="Hub id or folder of the model; default: EMBEDFLEET_MODEL.")
-    dimensions: int | None = Field(None, ge=1, description="Length of the vectors; default: the model's full length.")
-    instruction: str | None = Field(None, description="What a query is for, for models that take instructions.")
-    prompt_name: str | None = Field(None, description="An instruction of the model's profile, by name.")
-    input_type: InputType = Field("document", description="What the texts are: documents, or queries.")
-    encoding: Encoding = Field("float32", description="Number format of the vectors that are written.")
-    on_overflow: Overflow = Field("error", description="A text over the token limit: its error, or truncated.")
+    model: str | None = Field(default=None, description="Hub id or folder of the model; default: EMBEDFLEET_MODEL.")
+    dimensions: int | None = Field(
+        default=None, ge=1, description="Length of the vectors; default: the model's full length."
+    )
+    instruction: str | None = Field(default=None, description="What a query is for, for models that take instructions.")
+    prompt_name: str | None = Field(default=None, description="An instruction of the model's profile, by name.")
+    input_type: InputType = Field(default="document", description="What the texts are: documents, or queries.")
+    encoding: Encoding = Field(default="float32", description="Number format of the vectors that are written.")
+    on_overflow: Overflow = Field(default="error", description="A text over the token limit: its error, or truncated.")
 
 
 class Document(BaseModel):
@@ -104,16 +106,18 @@ class Batching(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    max_texts: int = Field(512, ge=1, le=100_000)
-    max_tokens: int = Field(65_536, ge=1, description="Estimated.")
-    max_bytes: int = Field(4 * 1024 * 1024, ge=1, description="UTF-8 bytes of ids, texts and columns.")
+    max_texts: int = Field(default=512, ge=1, le=100_000)
+    max_tokens: int = Field(default=65_536, ge=1, description="Estimated.")
+    max_bytes: int = Field(default=4 * 1024 * 1024, ge=1, description="UTF-8 bytes of ids, texts and columns.")
 
 
 class JobSpec(Document):
     """``job.json``: written first, once, and never changed."""
 
     job: str = Field(pattern=r"^[a-z0-9-]{1,64}$")
-    parent: str | None = Field(None, description="Id of the job (in the same store) whose failed texts these are.")
+    parent: str | None = Field(
+        default=None, description="Id of the job (in the same store) whose failed texts these are."
+    )
     created_at: str = Field(description="UTC, ISO 8601.")
     settings: EmbedSettings
     batching: Batching

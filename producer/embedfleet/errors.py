@@ -15,6 +15,7 @@
     │   ├── ContractError         a message, job.json or part nobody here can read
     │   ├── AlreadyExists         create-once met an object that is there
     │   ├── NotFound              no such job or object
+    │   ├── NotFinished           the job still runs
     │   ├── JobMismatch           submitted again, with something else
     │   ├── StoreNotAllowed       a store outside EMBEDFLEET_ALLOWED_STORES
     │   └── TextError             texts that have no vector (Fleet.embed)
@@ -84,6 +85,10 @@ class AlreadyExists(Permanent):
 
 class NotFound(Permanent):
     """There is no such object or job."""
+
+
+class NotFinished(Permanent):
+    """The job is still running."""
 
 
 class JobMismatch(Permanent):

@@ -6,7 +6,7 @@ Sources: the model cards of the named models on their hub, and for a folder its 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from embedfleet.contract import EmbedSettings
 from embedfleet.errors import SettingsError, UnknownModel
@@ -203,7 +203,7 @@ def _bytes_per_weight(config: dict[str, object]) -> int:
     return 4 if dtype == "float32" else 2
 
 
-def _read(path: Path, default: dict[str, object] | None = None) -> dict[str, object]:
+def _read(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:
     try:
         loaded = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -46,9 +46,7 @@ def records_of(items: Iterable[object], *, id_field: str = "id", text_field: str
             )
 
 
-def record_of(
-    row: Mapping[str, Any], default_id: str | None, where: str, *, id_field: str, text_field: str
-) -> Record:
+def record_of(row: Mapping[str, Any], default_id: str | None, where: str, *, id_field: str, text_field: str) -> Record:
     """A mapping as a Record. Without the id field the id is ``default_id``; if that is None, InputError."""
     if text_field not in row:
         raise InputError(f"{where}: no field {text_field!r}; it has {', '.join(map(repr, row)) or 'none'}.")

@@ -1,0 +1,162 @@
+"""The Celery app for a broker URL, queue names, publishing and replies. Not what a message says (contract.py)."""
+
+import hashlib
+import json
+import re
+import time
+import uuid
+from typing import Any
+from urllib.parse import urlsplit
+
+import redis
+from celery import Celery
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_exponential_jitter
+
+from embedfleet.contract import TASK_ANSWER, TASK_EMBED, Batch, Document, Request
+from embedfleet.errors import BrokerUnavailable, ConfigurationError, WaitTimeout
+from embedfleet.settings import FleetSettings, mask_url
+
+CONNECT_TIMEOUT_S = 5.0
+_REPLY_TTL_S = 600
+_BLOCK_S = 2.0  # one blocking look for a reply; short, so that Ctrl-C is heard
+
+# Publishing again is harmless (a part is written once), so what may or may not have arrived is sent again.
+_PUBLISH_POLICY = Retrying(
+    retry=retry_if_exception_type(BrokerUnavailable),
+    stop=stop_after_attempt(4) | stop_after_delay(15),
+    wait=wait_exponential_jitter(initial=0.2, max=3),
+    reraise=True,
+)
+
+
+def queue_name(prefix: str, model: str, revision: str | None, lane: str) -> str:
+    """Queue of a model's lane: readable, at most 80 characters of ``[a-z0-9-]``, as SQS allows.
+
+    >>> queue_name("embedfleet", "sentence-transformers/all-MiniLM-L6-v2", None, "bulk")
+    'embedfleet-sentence-transformers-all-minilm-l6-v2-edbb2cec-bulk'
+    """
+    slug = re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")[:40].strip("-")
+    digest = hashlib.sha256(f"{model}\0{revision or ''}".encode()).hexdigest()[:8]
+    return f"{prefix}-{slug}-{digest}-{lane}"
+
+
+def celery_app(url: str, lease_s: float) -> Celery:
+    """Celery for this broker: JSON only, acknowledged late, no results; used by producers and workers alike."""
+    app = Celery("embedfleet", broker=url, set_as_current=False)
+    app.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        task_acks_late=True,
+        task_acks_on_failure_or_timeout=False,
+        task_ignore_result=True,
+        task_publish_retry=False,  # one retry policy, ours
+        broker_connection_timeout=CONNECT_TIMEOUT_S,
+        broker_transport_options={
+            "socket_connect_timeout": CONNECT_TIMEOUT_S,
+            "visibility_timeout": lease_s,
+        },
+    )
+    return app
+
+
+class Broker:
+    """Where messages go and replies come from. Thread-safe."""
+
+    def __init__(self, settings: FleetSettings) -> None:
+        self._settings = settings
+        self.url = _checked_url(settings)
+        self.app = celery_app(self.url, settings.lease_s)
+        self.redis: Any = redis.Redis.from_url(
+            _redis_url(self.url), socket_connect_timeout=CONNECT_TIMEOUT_S, socket_timeout=CONNECT_TIMEOUT_S + _BLOCK_S
+        )
+
+    def check(self) -> None:
+        """Raise BrokerUnavailable, naming the URL without its password, unless the broker answers in time."""
+        self._call(self.redis.ping)
+
+    def clock(self) -> float:
+        """The broker's Unix time in s, the one clock that all agree on."""
+        seconds, micros = self._call(self.redis.time)
+        return float(seconds) + float(micros) / 1e6
+
+    def queue(self, model: str, lane: str) -> str:
+        """Name of a model's queue in this fleet."""
+        return queue_name(self._settings.queue_prefix, model, self._settings.revision, lane)
+
+    def depth(self, queue: str) -> int:
+        """Messages waiting in a queue."""
+        return int(self._call(self.redis.llen, queue))
+
+    def publish(self, message: Batch | Request, queue: str) -> None:
+        """Send a message; raises BrokerUnavailable after bounded tries. Every publish has a new task id."""
+        task = TASK_EMBED if isinstance(message, Batch) else TASK_ANSWER
+        _PUBLISH_POLICY(self._send, task, message, queue)
+
+    def reply(self, key: str, payload: bytes) -> None:
+        """Put an answer where its caller waits for it; it is forgotten after ten minutes."""
+        pipe = self.redis.pipeline()
+        pipe.rpush(key, payload)
+        pipe.expire(key, _REPLY_TTL_S)
+        self._call(pipe.execute)
+
+    def await_reply(self, key: str, timeout_s: float) -> bytes:
+        """The answer put under ``key``. Raises WaitTimeout."""
+        end = time.monotonic() + timeout_s
+        while (left := end - time.monotonic()) > 0:
+            found = self._call(self.redis.blpop, [key], max(min(left, _BLOCK_S), 0.01))
+            if found:
+                return bytes(found[1])
+        raise WaitTimeout(f"no answer within {timeout_s:g} s. Is a worker for this model running?")
+
+    def dead_letter(self, message: object, reason: str) -> None:
+        """Keep a message that nobody can do, with the reason, in ``{prefix}-dead``."""
+        letter = json.dumps({"message": message, "reason": reason, "at": time.time()})
+        self._call(self.redis.lpush, f"{self._settings.queue_prefix}-dead", letter)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.app.close()
+        self.redis.close()
+
+    def _send(self, task: str, message: Document, queue: str) -> None:
+        self._call(
+            self.app.send_task,
+            task,
+            args=[message.model_dump(mode="json")],
+            queue=queue,
+            task_id=str(uuid.uuid4()),
+            retry=False,
+        )
+
+    def _call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return operation(*args, **kwargs)
+        except (RedisError, OperationalError, OSError) as exc:
+            reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
+            raise BrokerUnavailable(
+                f"broker {mask_url(self.url)}: it can't be reached ({mask_url(reason)}). "
+                "Check EMBEDFLEET_BROKER_URL and that the server runs."
+            ) from None
+
+
+def _checked_url(settings: FleetSettings) -> str:
+    if settings.broker_url is None:
+        raise ConfigurationError(
+            "no broker: set EMBEDFLEET_BROKER_URL (or --broker-url) to redis://host:6379/0, "
+            "or start a fleet on this machine with `embedfleet up`."
+        )
+    url = settings.broker_url.get_secret_value()
+    scheme = urlsplit(url).scheme
+    if scheme not in ("redis", "rediss", "redis+socket"):
+        raise ConfigurationError(
+            f"broker {mask_url(url)}: {scheme or 'no scheme'} is not supported. "
+            "Give redis://, rediss:// or redis+socket://."
+        )
+    return url
+
+
+def _redis_url(url: str) -> str:
+    """The URL as redis-py writes it: Celery says ``redis+socket`` where redis-py says ``unix``."""
+    return re.sub(r"^redis\+socket:", "unix:", url)

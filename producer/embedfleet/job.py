@@ -1,0 +1,188 @@
+"""A handle on a job: status, wait, watch, results, retry, cancel. Everything is read from its folder."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from embedfleet import outcomes
+from embedfleet.contract import EmbedSettings, JobSpec, Overflow, Sealed, Totals
+from embedfleet.errors import NotFinished, WaitTimeout
+from embedfleet.jobfolder import JobFolder, job_id_of
+from embedfleet.records import Record
+from embedfleet.tables import PartInfo
+
+if TYPE_CHECKING:
+    import pyarrow.dataset
+
+State = Literal["open", "running", "embedded", "done", "cancelled"]
+Resubmit = Callable[[str, "Iterator[Record]", EmbedSettings, str], "Job"]
+"""(key, records, settings, parent id) → the child job; the fleet gives it."""
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """A job at one moment."""
+
+    job: str
+    state: State
+    batches_done: int
+    batches: int | None
+    """None until the producer has sealed the job."""
+    texts: int | None
+    """None until sealed; ``totals.texts`` counts those with an outcome."""
+    totals: Totals
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will happen."""
+        return self.state in ("done", "cancelled")
+
+
+@dataclass
+class _Seen:
+    """What was read of the parts so far, so that watching reads each part's end once."""
+
+    numbers: set[int] = field(default_factory=set)
+    low: int = -1
+    """Every part up to this number was seen: listings start behind it."""
+    totals: Totals = field(default_factory=Totals)
+    provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def add(self, number: int, info: PartInfo) -> None:
+        self.numbers.add(number)
+        self.totals.add(info.totals)
+        self.provenance.setdefault(repr(sorted(info.provenance.items())), info.provenance)
+        while self.low + 1 in self.numbers:
+            self.low += 1
+
+
+class Job:
+    """One job. Get it from ``Fleet.submit`` or ``Fleet.job``."""
+
+    def __init__(self, folder: JobFolder, resubmit: Resubmit) -> None:
+        self.folder = folder
+        self._resubmit = resubmit
+        self._seen = _Seen()
+        self._sealed: Sealed | None = None
+        self._spec: JobSpec | None = None
+
+    def __repr__(self) -> str:
+        return f"Job({self.folder.uri!r})"
+
+    @property
+    def id(self) -> str:
+        """The job's id, which is its folder's name."""
+        return self.folder.job
+
+    @property
+    def uri(self) -> str:
+        """The job folder's URI."""
+        return self.folder.uri
+
+    @property
+    def spec(self) -> JobSpec:
+        """``job.json``. Raises NotFound."""
+        if self._spec is None:
+            self._spec = self.folder.spec()
+        return self._spec
+
+    def status(self) -> JobStatus:
+        """Where the job is, from its folder. Whoever first sees every part writes the manifest. Raises NotFound."""
+        self.spec  # noqa: B018 - raises NotFound for a folder that holds no job
+        if self._sealed is None:
+            self._sealed = self.folder.sealed()
+        for number in self.folder.parts(self._seen.low):
+            if number not in self._seen.numbers:
+                self._seen.add(number, self.folder.part_info(number))
+        return JobStatus(
+            job=self.id,
+            state=self._state(),
+            batches_done=len(self._seen.numbers),
+            batches=self._sealed.batches if self._sealed else None,
+            texts=self._sealed.texts if self._sealed else None,
+            totals=self._seen.totals.model_copy(),
+        )
+
+    def watch(self, poll_s: float = 0.5) -> Iterator[JobStatus]:
+        """The job's status, again and again until it is finished; the last one says so."""
+        while True:
+            status = self.status()
+            yield status
+            if status.finished:
+                return
+            time.sleep(poll_s)
+
+    def wait(self, timeout_s: float | None = None) -> JobStatus:
+        """Wait until the job is done or cancelled. Raises WaitTimeout; the job goes on then."""
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        for status in self.watch():
+            if status.finished:
+                return status
+            if end is not None and time.monotonic() > end:
+                raise WaitTimeout(
+                    f"job {self.id}: {status.batches_done} of {status.batches or '?'} batches are done "
+                    f"after {timeout_s:g} s. It goes on; wait again, or see that a worker for its model runs."
+                )
+        raise AssertionError("watch ends with a finished status")
+
+    def results(self) -> "pyarrow.dataset.Dataset":
+        """Every outcome so far as a pyarrow Dataset, a row a text, in no particular order.
+
+        Columns: id, chunk, embedding (fixed-size list), n_tokens, truncated, cached, error, error_message. The
+        chain of retries is followed in both directions: a later outcome replaces the earlier one of its text.
+        """
+        return outcomes.dataset([job.folder for job in self._chain()])
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Every outcome so far with the columns that were carried along, a dict a text, batch by batch."""
+        return outcomes.rows([job.folder for job in self._chain()])
+
+    def retry(self, *, on_overflow: Overflow | None = None) -> "Job | None":
+        """Submit the failed texts again as a child job, with another overflow policy if given.
+
+        None if no text failed that could do better. Raises NotFinished while the job runs. The last job of
+        a chain of retries is the one that is retried.
+        """
+        last = self._chain()[-1]
+        if not last.status().finished:
+            raise NotFinished(f"job {last.id}: it is still running. Retry it when it is done, or cancel it first.")
+        settings = last.spec.settings
+        if on_overflow is not None:
+            settings = settings.model_copy(update={"on_overflow": on_overflow})
+        failed = outcomes.failed(last.folder, may_overflow=settings.on_overflow != "error")
+        first = next(failed, None)
+        if first is None:
+            return None
+        return self._resubmit(_retry_key(last.id), itertools.chain([first], failed), settings, last.id)
+
+    def cancel(self) -> None:
+        """Stop the job: batches that no worker has begun end with the error ``cancelled``. Raises NotFound."""
+        self.spec  # noqa: B018 - raises NotFound for a folder that holds no job
+        self.folder.cancel()
+
+    def _state(self) -> State:
+        if self._sealed is not None and len(self._seen.numbers) >= self._sealed.batches:
+            self.folder.write_manifest(self._sealed.batches, self._seen.totals, list(self._seen.provenance.values()))
+            return "cancelled" if self.folder.is_cancelled() else "done"
+        if self.folder.is_cancelled():
+            return "cancelled"
+        return "open" if self._sealed is None else "running"
+
+    def _chain(self) -> "list[Job]":
+        """This job with its parents and its retries, oldest first."""
+        chain = [self]
+        while (parent := chain[0].spec.parent) is not None:
+            chain.insert(0, self._sibling(parent))
+        while (child := self._sibling(job_id_of(_retry_key(chain[-1].id)))).folder.exists():
+            chain.append(child)
+        return chain
+
+    def _sibling(self, job: str) -> "Job":
+        return Job(JobFolder(self.folder.store, job), self._resubmit)
+
+
+def _retry_key(job: str) -> str:
+    """A job has one retry, whoever asks for it and however often; that one may have the next."""
+    return f"retry\0{job}"

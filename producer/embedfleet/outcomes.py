@@ -1,0 +1,80 @@
+"""Reading outcomes back over a chain of a job and its retries. Not how they are written (tables.py)."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from embedfleet.jobfolder import JobFolder
+from embedfleet.records import Record
+from embedfleet.tables import part_schema, read_input, read_part, read_records
+
+if TYPE_CHECKING:
+    import pyarrow.dataset
+
+_HOPELESS = frozenset({"empty", "not_a_string", "lone_surrogate"})
+"""Errors that the same text will always have."""
+
+
+def dataset(chain: Sequence[JobFolder]) -> "pyarrow.dataset.Dataset":
+    """The parts of a chain, oldest job first, as one Dataset in which each text has one outcome."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.dataset as ds
+
+    later: set[str] = set()
+    datasets = []
+    for folder in reversed(chain):
+        files = [str(folder.store.folder / folder.part_path(number)) for number in folder.parts()]
+        if files:
+            found = ds.dataset(files, format="parquet")
+            datasets.append(
+                found.filter(~pc.field("id").isin(pa.array(sorted(later), pa.string()))) if later else found
+            )
+        if folder is not chain[0]:
+            later |= _ids(folder)
+    if len(datasets) == 1:
+        return datasets[0]
+    # A union of filtered Datasets does not exist in pyarrow, so a chain of retries is read into memory.
+    settings = chain[0].spec().settings
+    empty = part_schema(settings.dimensions or 0, settings.encoding).empty_table()
+    return ds.dataset(pa.concat_tables([empty, *(found.to_table() for found in reversed(datasets))]))
+
+
+def rows(chain: Sequence[JobFolder]) -> Iterator[dict[str, Any]]:
+    """Each outcome as a dict with the carried columns; one batch in memory at a time."""
+    later = {folder.job: set[str]() for folder in chain}
+    for older, newer in zip(reversed(chain[:-1]), reversed(chain[1:]), strict=True):
+        later[older.job] = later[newer.job] | _ids(newer)
+    for folder in chain:
+        for number in folder.parts():
+            records = read_records(folder.store.get(folder.input_path(number)), folder.input_path(number))
+            for record, row in zip(records, _part_rows(folder, number), strict=True):
+                if record.id not in later[folder.job]:
+                    yield {**row, **record.columns}
+
+
+def failed(folder: JobFolder, *, may_overflow: bool) -> Iterator[Record]:
+    """The records of a job that failed and could do better in a second try, in order."""
+    for number in folder.parts():
+        if not folder.part_info(number).totals.errors:
+            continue
+        records = read_records(folder.store.get(folder.input_path(number)), folder.input_path(number))
+        for record, row in zip(records, _part_rows(folder, number, ["error"]), strict=True):
+            error = row["error"]
+            if error is not None and error not in _HOPELESS and (may_overflow or error != "too_long"):
+                yield record
+
+
+def _part_rows(folder: JobFolder, number: int, columns: list[str] | None = None) -> list[dict[str, Any]]:
+    path = folder.part_path(number)
+    table, _ = read_part(folder.store.get(path), path)
+    selected: list[dict[str, Any]] = (table.select(columns) if columns else table).to_pylist()
+    return selected
+
+
+def _ids(folder: JobFolder) -> set[str]:
+    """Ids that have an outcome in this job."""
+    found: set[str] = set()
+    for number in folder.parts():
+        path = folder.input_path(number)
+        found.update(read_input(folder.store.get(path), path).ids)
+    return found

@@ -1,0 +1,121 @@
+"""The settings of a fleet, from arguments, EMBEDFLEET_*, .env and embedfleet.toml. Not those of a task (contract.py).
+
+Each field is at once an argument of ``Fleet``, an environment variable and a command-line option.
+"""
+
+import difflib
+import os
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from embedfleet.contract import describe
+from embedfleet.errors import ConfigurationError
+from embedfleet.models import DEFAULT_MODEL
+
+_PREFIX = "EMBEDFLEET_"
+
+
+class FleetSettings(BaseSettings):
+    """What producers, workers and the command line share. Use :func:`load`, whose errors are for people."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX, env_file=".env", toml_file="embedfleet.toml", extra="forbid", frozen=True
+    )
+
+    broker_url: SecretStr | None = Field(default=None, description="Queue: redis://…, rediss://… or redis+socket://…")
+    store: str | None = Field(default=None, description="Folder or URI under which job folders are made.")
+    allowed_stores: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Stores a worker may read and write, separated by commas; default: the store."
+    )
+    model: str = Field(default=DEFAULT_MODEL, description="Model of the worker and default of tasks: hub id or folder.")
+    revision: str | None = Field(default=None, description="Revision of the model on its hub.")
+    engine: Literal["vllm", "synthetic"] = Field(default="vllm", description="What computes the vectors.")
+    dtype: Literal["auto", "bfloat16", "float32", "float16"] = Field(
+        default="auto",
+        description="Number format of the engine; auto: bfloat16 where the hardware has it, else float32.",
+    )
+    max_tokens: int | None = Field(
+        default=None, ge=8, description="Token limit of a text, below the model's own; saves memory."
+    )
+    cache_url: SecretStr | None = Field(default=None, description="Redis of the vector cache; none: no cache.")
+    cache_salt: SecretStr = Field(default=SecretStr(""), description="Separates the cache entries of tenants.")
+    queue_prefix: str = Field(
+        default="embedfleet", pattern=r"^[a-z0-9-]{1,20}$", description="First part of queue names."
+    )
+    lease_s: float = Field(
+        60, ge=1, le=43_200, description="Seconds after which a dead worker's batches are given out."
+    )
+    synthetic_texts_per_s: float = Field(
+        default=0, ge=0, description="Speed of the synthetic engine; 0: as fast as it can."
+    )
+
+    @field_validator("allowed_stores", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic-settings passes it by name
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments over environment over .env over embedfleet.toml."""
+        return init_settings, env_settings, dotenv_settings, TomlConfigSettingsSource(settings_cls)
+
+    def environment(self) -> dict[str, str]:
+        """These settings as EMBEDFLEET_* variables, secrets in clear: for the processes of this fleet only."""
+        return {_PREFIX + name.upper(): _clear(value) for name, value in self if value not in (None, ())}
+
+    def masked(self) -> dict[str, object]:
+        """These settings for people: passwords in URLs replaced."""
+        return {
+            name: mask_url(value.get_secret_value()) if isinstance(value, SecretStr) else value for name, value in self
+        }
+
+
+def load(**arguments: Any) -> FleetSettings:
+    """Settings from every source; ``None`` arguments count as not given. Raises ConfigurationError."""
+    _refuse_unknown_variables()
+    try:
+        return FleetSettings(**{name: value for name, value in arguments.items() if value is not None})
+    except ValidationError as exc:
+        raise ConfigurationError(f"configuration: {describe(exc)}. See `embedfleet config show`.") from None
+    except ValueError as exc:  # malformed TOML
+        raise ConfigurationError(f"embedfleet.toml: {exc}") from None
+
+
+def mask_url(url: str) -> str:
+    """The URL with the password of its authority replaced by ``***``.
+
+    >>> mask_url("redis://me:secret@host:6379/0")
+    'redis://me:***@host:6379/0'
+    """
+    return re.sub(r"(?<=://)([^/@]*?):([^/]*)@", r"\1:***@", url)
+
+
+def _clear(value: object) -> str:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+def _refuse_unknown_variables() -> None:
+    known = {_PREFIX + name.upper() for name in FleetSettings.model_fields}
+    for name in sorted(os.environ):
+        if name.startswith(_PREFIX) and name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {close[0]}?" if close else f" Known: {', '.join(sorted(known))}."
+            raise ConfigurationError(f"{name}: no such setting.{hint}")

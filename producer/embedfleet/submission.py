@@ -1,0 +1,147 @@
+"""Writing a job: inputs, messages, the seal; and going on where an earlier producer stopped. Not batching itself."""
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+
+from embedfleet.batching import PlannedBatch, batches
+from embedfleet.contract import Batch, JobSpec, Sealed
+from embedfleet.errors import InputError, JobMismatch
+from embedfleet.jobfolder import JobFolder
+from embedfleet.records import Record
+from embedfleet.tables import InputInfo, fingerprint, read_input_info, read_records, storable, write_input
+from embedfleet.uniqueness import SeenIds
+
+Publish = Callable[[Batch], None]
+
+
+def submit(folder: JobFolder, spec: JobSpec, records: Iterable[Record], publish: Publish) -> Sealed:
+    """Write and publish a job, or finish one begun with the same key, and seal it.
+
+    Each input is written before its message, so that a message never points at nothing. Raises
+    JobMismatch at the first difference from what is there, InputError for an id that comes twice.
+    """
+    if not folder.write_once("job.json", spec.dumps()):
+        spec = _same_spec(spec, folder.spec())
+    submission = _Submission(folder, publish)
+    stream = iter(records)
+    submission.compare_existing(stream)
+    for batch in batches(stream, spec.batching):
+        submission.add(batch)
+    return submission.seal()
+
+
+def _same_spec(wanted: JobSpec, there: JobSpec) -> JobSpec:
+    for name, value in wanted.settings:
+        if value != getattr(there.settings, name):
+            raise JobMismatch(
+                f"job {there.job}: it was submitted with {name}={getattr(there.settings, name)!r} and now has "
+                f"{name}={value!r}. Use another key for other settings."
+            )
+    return there
+
+
+def publish_missing(folder: JobFolder, publish: Publish) -> None:
+    """Publish again every batch without a part: after a broker or a worker lost messages. A duplicate is harmless."""
+    done = set(folder.parts())
+    for number in folder.inputs():
+        if number not in done:
+            info, _ = _input_info(folder, number)
+            publish(_message(folder, number, info.tokens))
+
+
+class _Submission:
+    """The running number, hash and counts of one pass over the stream."""
+
+    def __init__(self, folder: JobFolder, publish: Publish) -> None:
+        self._folder = folder
+        self._publish = publish
+        self._seen = SeenIds()
+        self._hash = hashlib.sha256()
+        self._number = 0
+        self._texts = 0
+        self._sealed = folder.sealed()
+
+    def compare_existing(self, stream: Iterator[Record]) -> None:
+        """Take the inputs that are there off the stream; publish again what has no part yet."""
+        there = self._folder.inputs()
+        if not there:
+            return
+        done = set(self._folder.parts())
+        for number in there:
+            info, texts = _input_info(self._folder, number)
+            records = list(itertools.islice(stream, texts))
+            if fingerprint(records) != info.sha256:
+                raise self._difference(number, records)
+            self._count(records, info.sha256)
+            if number not in done:
+                self._send(number, info.tokens)
+            self._number += 1
+
+    def add(self, batch: PlannedBatch) -> None:
+        """Write one more input, then its message."""
+        if self._sealed is not None:
+            raise JobMismatch(
+                f"job {self._folder.job}: it was sealed with {self._sealed.texts} texts and the stream has more, "
+                f"from id {batch.records[0].id!r} on. Use another key for another input."
+            )
+        data = write_input(batch.records, batch.tokens)
+        self._count(batch.records, fingerprint(batch.records))
+        if not self._folder.write_once(f"input/{self._number:08d}.parquet", data):
+            raise JobMismatch(
+                f"job {self._folder.job}: another producer is submitting it right now. Wait for that one."
+            )
+        self._send(self._number, batch.tokens)
+        self._number += 1
+
+    def seal(self) -> Sealed:
+        """Say that this is all; compared when an earlier producer said so."""
+        sealed = Sealed(batches=self._number, texts=self._texts, fingerprint=self._hash.hexdigest())
+        if not self._folder.write_once("sealed.json", sealed.dumps()) and self._folder.sealed() != sealed:
+            raise JobMismatch(f"job {self._folder.job}: it was sealed with another input. Use another key.")
+        return sealed
+
+    def _count(self, records: list[Record], sha256: str) -> None:
+        position = self._seen.add([record.id for record in records])
+        if position is not None:
+            raise InputError(
+                f"record {self._texts + position}: the id {records[position].id!r} was there before. "
+                "Ids must be unique within a job."
+            )
+        self._texts += len(records)
+        self._hash.update(sha256.encode())
+
+    def _send(self, number: int, tokens: int) -> None:
+        self._publish(_message(self._folder, number, tokens))
+
+    def _difference(self, number: int, records: list[Record]) -> JobMismatch:
+        """The first record that is not what was submitted before, by position and id."""
+        path = self._folder.input_path(number)
+        before = read_records(self._folder.store.get(path), path)
+        for offset, (old, new) in enumerate(itertools.zip_longest(before, records)):
+            if new is None:
+                said = f"ends before id {old.id!r}"
+            elif _comparable(new) != _comparable(old):
+                said = f"differs at id {new.id!r} (was {old.id!r})"
+            else:
+                continue
+            return JobMismatch(
+                f"job {self._folder.job}: the input {said}, record {self._texts + offset}. "
+                "Use another key for another input."
+            )
+        return JobMismatch(f"job {self._folder.job}: the input differs in records {self._texts} and following.")
+
+
+def _comparable(record: Record) -> tuple[str, object, dict[str, str]]:
+    """What two readings of the same record share: reading back, absent columns are null and unusable texts too."""
+    columns = {name: value for name, value in record.columns.items() if value is not None}
+    return record.id, record.text if storable(record.text) else None, columns
+
+
+def _message(folder: JobFolder, number: int, tokens: int) -> Batch:
+    return Batch(to=folder.store.uri, job=folder.job, batch=number, tokens=tokens)
+
+
+def _input_info(folder: JobFolder, number: int) -> tuple[InputInfo, int]:
+    path = folder.input_path(number)
+    return read_input_info(lambda size: folder.store.tail(path, size), f"{folder.store.uri}/{path}")

@@ -1,0 +1,258 @@
+"""The Parquet files of a job folder: inputs and parts, to bytes and back. Not their names (jobfolder.py).
+
+pyarrow and numpy are imported where they are used: ``import embedfleet`` stays light.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from embedfleet.contract import Document, Encoding, ErrorCode, Totals
+from embedfleet.errors import ContractError
+from embedfleet.records import Record, check_text
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_METADATA_KEY = b"embedfleet"
+_FOOTER_GUESS_BYTES = 16 * 1024  # parts have about 6 KB, so that one request does
+
+
+class InputInfo(Document):
+    """Metadata of an input file."""
+
+    sha256: str
+    tokens: int
+    rejected: dict[int, tuple[ErrorCode, str]]
+    """By row: texts that can't be stored as a string, and why. Their ``text`` is null."""
+
+
+class PartInfo(Document):
+    """Metadata of a part: counts, stage times and provenance, so that a watcher reads no vectors."""
+
+    job: str
+    batch: int
+    totals: Totals
+    stages_s: dict[str, float]
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """What a worker reads of one batch; all lists have one entry a text."""
+
+    ids: list[str]
+    texts: list[str | None]
+    info: InputInfo
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of one text: its vector, or an error."""
+
+    id: str
+    n_tokens: int | None = None
+    truncated: bool = False
+    cached: bool = False
+    error: tuple[ErrorCode, str] | None = None
+
+
+@dataclass(slots=True)
+class Outcomes:
+    """Every outcome of one batch, in the order of its texts."""
+
+    rows: list[Outcome]
+    vectors: "np.ndarray[Any, Any]"
+    """(texts, dimensions) float32, unit norm; rows of texts with an error are not looked at."""
+    stages_s: dict[str, float] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def totals(self) -> Totals:
+        """Counts over the rows."""
+        return Totals(
+            texts=len(self.rows),
+            errors=sum(row.error is not None for row in self.rows),
+            cached=sum(row.cached for row in self.rows),
+            truncated=sum(row.truncated for row in self.rows),
+            tokens=sum(row.n_tokens or 0 for row in self.rows if row.error is None),
+        )
+
+
+def fingerprint(records: Sequence[Record]) -> str:
+    """SHA-256 over ids, texts and columns of a batch, injective: JSON keeps every border."""
+    rows = [[record.id, _hashable(record.text), record.columns] for record in records]
+    return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
+
+
+def write_input(records: Sequence[Record], tokens: int) -> bytes:
+    """An input file: id, text, then the carried columns as strings."""
+    import pyarrow as pa
+
+    reasons = {row: check_text(record.text) for row, record in enumerate(records) if not storable(record.text)}
+    rejected = {row: reason for row, reason in reasons.items() if reason}
+    names = dict.fromkeys(name for record in records for name in record.columns)
+    columns = {
+        "id": [record.id for record in records],
+        "text": [None if row in rejected else record.text for row, record in enumerate(records)],
+        **{name: [record.columns.get(name) for record in records] for name in names},
+    }
+    info = InputInfo(sha256=fingerprint(records), tokens=tokens, rejected=rejected)
+    table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+    return _to_bytes(table, info, dictionary=False)
+
+
+def read_input(data: bytes, where: str) -> Input:
+    """An input file's ids and texts. Raises ContractError naming ``where``."""
+    table, info = _from_bytes(data, where, ["id", "text"])
+    return Input(table["id"].to_pylist(), table["text"].to_pylist(), InputInfo.parse(info, where))
+
+
+def read_records(data: bytes, where: str) -> list[Record]:
+    """An input file as the records it was made of; rejected texts come back as None."""
+    table, _ = _from_bytes(data, where)
+    rows = table.to_pylist()
+    return [Record(row.pop("id"), row.pop("text"), row) for row in rows]
+
+
+def write_part(outcomes: Outcomes, encoding: Encoding, job: str, batch: int) -> bytes:
+    """A part: one row a text, a vector or an error. Bytes are deterministic but for times."""
+    import pyarrow as pa
+
+    info = PartInfo(
+        job=job,
+        batch=batch,
+        totals=outcomes.totals(),
+        stages_s=outcomes.stages_s,
+        provenance=outcomes.provenance,
+    )
+    rows = outcomes.rows
+    columns = [
+        [row.id for row in rows],
+        [0] * len(rows),
+        _embeddings(outcomes, encoding),
+        [row.n_tokens for row in rows],
+        [row.truncated for row in rows],
+        [row.cached for row in rows],
+        [row.error and row.error[0] for row in rows],
+        [row.error and row.error[1] for row in rows],
+    ]
+    schema = part_schema(outcomes.vectors.shape[1], encoding)
+    arrays = [
+        column if isinstance(column, pa.Array) else pa.array(column, kind.type)
+        for column, kind in zip(columns, schema, strict=True)
+    ]
+    table = pa.Table.from_arrays(arrays, schema=schema)
+    return _to_bytes(table, info, dictionary=["error", "error_message"])
+
+
+def part_schema(dimensions: int, encoding: Encoding) -> Any:
+    """The pyarrow schema of a part. ``chunk`` is 0 while a text is one chunk."""
+    import pyarrow as pa
+
+    number = pa.float32() if encoding == "float32" else pa.float16()
+    return pa.schema(
+        {
+            "id": pa.string(),
+            "chunk": pa.int32(),
+            "embedding": pa.list_(number, dimensions),
+            "n_tokens": pa.int32(),
+            "truncated": pa.bool_(),
+            "cached": pa.bool_(),
+            "error": pa.string(),
+            "error_message": pa.string(),
+        }
+    )
+
+
+def read_part(data: bytes, where: str) -> tuple[Any, PartInfo]:
+    """A part as a pyarrow Table with its metadata. Raises ContractError naming ``where``."""
+    table, info = _from_bytes(data, where)
+    return table, PartInfo.parse(info, where)
+
+
+def read_part_info(tail: Callable[[int], bytes], where: str) -> PartInfo:
+    """A part's metadata from its end; ``tail(n)`` gives the file's last n bytes."""
+    return PartInfo.parse(_info(_footer(tail, where).metadata, where), where)
+
+
+def read_input_info(tail: Callable[[int], bytes], where: str) -> tuple[InputInfo, int]:
+    """An input file's metadata and number of texts, from its end."""
+    footer = _footer(tail, where)
+    return InputInfo.parse(_info(footer.metadata, where), where), footer.num_rows
+
+
+def vectors_of(table: Any) -> "np.ndarray[Any, Any]":
+    """The embeddings of a part without errors: (rows, dimensions), in the encoding's number format."""
+    column = table["embedding"].combine_chunks()
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    vectors: np.ndarray[Any, Any] = flat.reshape(len(column), column.type.list_size)
+    return vectors
+
+
+def storable(text: object) -> bool:
+    """Whether a text can be kept as a Parquet string; an empty one can, though it has no vector."""
+    reason = check_text(text)
+    return reason is None or reason[0] == "empty"
+
+
+def _hashable(text: object) -> object:
+    return text if isinstance(text, str) else [type(text).__name__]
+
+
+def _embeddings(outcomes: Outcomes, encoding: Encoding) -> Any:
+    import numpy as np
+    import pyarrow as pa
+
+    vectors = np.ascontiguousarray(outcomes.vectors, dtype=encoding)
+    missing = np.array([row.error is not None for row in outcomes.rows], dtype=bool)
+    values = pa.array(vectors.reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(
+        values, type=pa.list_(values.type, vectors.shape[1]), mask=pa.array(missing)
+    )
+
+
+def _to_bytes(table: Any, info: Document, dictionary: bool | list[str]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = table.replace_schema_metadata({_METADATA_KEY: info.dumps()})
+    sink = pa.BufferOutputStream()
+    # No BYTE_STREAM_SPLIT: DuckDB can't read it for float16.
+    pq.write_table(table, sink, compression="zstd", use_dictionary=dictionary, write_statistics=False)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def _from_bytes(data: bytes, where: str, columns: list[str] | None = None) -> tuple[Any, dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(pa.BufferReader(data), columns=columns)
+    except (pa.ArrowException, OSError) as exc:
+        raise ContractError(f"{where}: not a Parquet file of embedfleet ({str(exc).splitlines()[0]}).") from None
+    return table, _info(table.schema.metadata, where)
+
+
+def _footer(tail: Callable[[int], bytes], where: str) -> Any:
+    """The Parquet footer. The last 8 bytes are its length and a magic number, so two reads always do."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    data = tail(_FOOTER_GUESS_BYTES)
+    needed = int.from_bytes(data[-8:-4], "little") + 8
+    if needed > len(data):
+        data = tail(needed)
+    try:
+        return pq.read_metadata(pa.BufferReader(data))
+    except (pa.ArrowException, OSError) as exc:
+        raise ContractError(f"{where}: not a Parquet file of embedfleet ({str(exc).splitlines()[0]}).") from None
+
+
+def _info(metadata: dict[bytes, bytes] | None, where: str) -> dict[str, Any]:
+    if not metadata or _METADATA_KEY not in metadata:
+        raise ContractError(f"{where}: it has no embedfleet metadata; something else wrote it.")
+    loaded: dict[str, Any] = json.loads(metadata[_METADATA_KEY])
+    return loaded

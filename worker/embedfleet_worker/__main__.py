@@ -1,0 +1,98 @@
+"""Settings → engine → worker. Exit codes: 0 stopped, 2 configuration, 70 the engine died (start a fresh process)."""
+
+import logging
+import os
+import sys
+import threading
+import time
+import warnings
+
+from celery.platforms import SecurityWarning
+from celery.signals import setup_logging
+
+# Read by vLLM and the tokenizers when they are imported.
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the cores are the engine's
+
+from embedfleet.broker import Broker
+from embedfleet.errors import EmbedfleetError
+from embedfleet.models import ModelProfile, profile_of
+from embedfleet.settings import FleetSettings, load
+
+from embedfleet_worker import app
+from embedfleet_worker.cache import VectorCache
+from embedfleet_worker.engine.base import Engine
+from embedfleet_worker.engine.synthetic import SyntheticEngine
+from embedfleet_worker.pipeline import NoCache, Pipeline
+from embedfleet_worker.tasks import Tasks
+
+log = logging.getLogger("embedfleet_worker")
+
+_EXIT_CONFIGURATION = 2
+_EXIT_ENGINE = 70
+_GIVING_BACK_S = 5.0
+
+
+def main() -> int:
+    """Run until told to stop."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    warnings.filterwarnings("ignore", category=SecurityWarning)  # of pickle as root: this worker reads JSON only
+    try:
+        settings = load()
+        broker = Broker(settings)
+        broker.check()
+        profile = profile_of(settings.model)
+        engine = load_engine(profile, settings)
+    except EmbedfleetError as exc:
+        log.error("%s", exc)
+        return _EXIT_CONFIGURATION
+    threading.Thread(target=_exit_when_dead, args=(engine,), daemon=True).start()
+    _serve(
+        settings, broker, Pipeline(engine, profile, _cache(settings, engine), settings.cache_salt.get_secret_value())
+    )
+    engine.close()
+    return 0
+
+
+def load_engine(profile: ModelProfile, settings: FleetSettings) -> Engine:
+    """The engine of the settings, ready to embed. vLLM is imported only when it is wanted."""
+    if settings.engine == "synthetic":
+        return SyntheticEngine(profile, settings)
+    from embedfleet_worker.engine.vllm import VllmEngine
+
+    return VllmEngine(profile, settings)
+
+
+def _serve(settings: FleetSettings, broker: Broker, pipeline: Pipeline) -> None:
+    tasks = Tasks(
+        pipeline=pipeline,
+        broker=broker,
+        model=settings.model,
+        allowed_stores=settings.allowed_stores or ((settings.store,) if settings.store else ()),
+    )
+    setup_logging.connect(lambda **_: None, weak=False)  # Celery leaves logging to us
+    celery = app.build(broker, tasks, settings.lease_s)
+    # In this order: an interactive message is taken before a bulk one.
+    queues = [broker.queue(settings.model, lane) for lane in ("interactive", "bulk")]
+    log.info("consuming %s", ", ".join(queues))
+    celery.Worker(queues=queues, without_gossip=True, without_mingle=True, without_heartbeat=True, quiet=True).start()
+
+
+def _cache(settings: FleetSettings, engine: Engine) -> VectorCache | NoCache:
+    if settings.cache_url is None:
+        return NoCache()
+    return VectorCache(settings.cache_url.get_secret_value(), engine.dimensions)
+
+
+def _exit_when_dead(engine: Engine) -> None:
+    """A broken engine can't be mended in its process: leave, and let the supervisor start a fresh one."""
+    engine.dead.wait()
+    time.sleep(_GIVING_BACK_S)  # batches it held are on their way back to the queue
+    os._exit(_EXIT_ENGINE)
+
+
+if __name__ == "__main__":
+    code = main()
+    logging.shutdown()
+    os._exit(code)  # threads of the libraries may hang; every acknowledgement is out by now

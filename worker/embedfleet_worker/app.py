@@ -1,0 +1,54 @@
+"""Celery configured for at-least-once: the worker's queues, its two tasks, its boot steps. Not what the tasks do."""
+
+import time
+from typing import Any
+
+from celery import Celery
+from celery.exceptions import Reject
+from embedfleet.broker import Broker
+from embedfleet.contract import TASK_ANSWER, TASK_EMBED
+
+from embedfleet_worker.lifecycle.leases import LeaseHeartbeat
+from embedfleet_worker.tasks import GiveBack, Tasks
+
+# Enough batches in flight that the engine packs texts across them while others are read, checked and written.
+_THREADS = 6
+_GIVE_BACK_PAUSE_S = 2.0  # what was given back comes at once: a dependency that is down must not spin
+
+
+def build(broker: Broker, tasks: Tasks, lease_s: float) -> Celery:
+    """The Celery app of a worker: threads beside the engine's, late acknowledgement, leases renewed."""
+    app = broker.app
+    app.conf.update(
+        worker_pool="threads",
+        worker_concurrency=_THREADS,
+        worker_prefetch_multiplier=1,
+        worker_enable_remote_control=False,
+        worker_hijack_root_logger=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+    )
+    app.conf.broker_transport_options = {
+        **app.conf.broker_transport_options,
+        "queue_order_strategy": "priority",  # queues in the order they are consumed: interactive first
+        # Batches of a dead worker are given out again a second after their lease ended.
+        "unacked_restore_interval": 1,
+        "unacked_restore_throttle": 1,
+        "unacked_mutex_expire": 5,
+    }
+    LeaseHeartbeat.broker, LeaseHeartbeat.lease_s = broker, lease_s
+    app.steps["consumer"].add(LeaseHeartbeat)
+    _register(app, TASK_EMBED, tasks.embed)
+    _register(app, TASK_ANSWER, tasks.answer)
+    return app
+
+
+def _register(app: Celery, name: str, work: Any) -> None:
+    def run(message: object) -> None:
+        try:
+            work(message)
+        except GiveBack as exc:
+            time.sleep(_GIVE_BACK_PAUSE_S)
+            raise Reject(str(exc), requeue=True) from None  # Celery's way to put a message back; not a failure
+
+    app.task(run, name=name, acks_late=True, ignore_result=True)

@@ -1,0 +1,77 @@
+"""What an engine is. Engines know token ids and vectors, not jobs, settings or stores."""
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Priority(IntEnum):
+    """Who goes first inside the engine; the smaller number, as in vLLM."""
+
+    INTERACTIVE = 0
+    BULK = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A prompt as the engine takes it."""
+
+    prompt: str
+    ids: list[int]
+    """Token ids, special tokens included; empty where the engine takes the prompt itself."""
+    count: int
+    """Tokens given to the model."""
+    truncated: bool = False
+    too_long: int | None = None
+    """Tokens the whole prompt has, if that is over the limit and truncating was not allowed."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What makes the vectors of an engine what they are: part of the provenance and of every cache key."""
+
+    engine: str
+    engine_version: str
+    model: str
+    revision: str | None
+    weights: str
+    """SHA-256 over the weights, or the operator's revision; the synthetic engine says ``synthetic``."""
+    dtype: str
+    quantization: str | None
+    pooling: str
+
+
+@dataclass
+class Embedded:
+    """What came of one request for vectors."""
+
+    vectors: np.ndarray[Any, Any]
+    """(prompts, full dimensions) float32."""
+    errors: dict[int, str] = field(default_factory=dict)
+    """By row: what the engine refused, and why."""
+
+
+class Engine(Protocol):
+    """Computes full, unit-norm vectors. All methods may be called from any thread."""
+
+    identity: Identity
+    dimensions: int
+    """Full length of the vectors."""
+    max_tokens: int
+    """Token limit of one prompt, special tokens included."""
+    dead: threading.Event
+    """Set when the engine broke: its process is of no use any more."""
+
+    def tokenise(self, prompts: Sequence[str], *, truncate: bool) -> list[Tokens]:
+        """One Tokens a prompt. Over the limit: cut, keeping the special tokens, or marked ``too_long``."""
+
+    def embed(self, prompts: Sequence[Tokens], priority: Priority) -> "Future[Embedded]":
+        """Vectors in the order of the prompts. Fails with EngineUnavailable when the engine is dead."""
+
+    def close(self) -> None:
+        """Stop; what is under way fails with EngineUnavailable."""

@@ -1,0 +1,144 @@
+"""What a message leads to: pipeline → part or reply → acknowledge, give back or dead-letter. Never raises otherwise.
+
+Celery loses what raises: a failed task is acknowledged or stuck. So every way out is written down here: a return
+acknowledges, ``GiveBack`` puts the message back, everything else has become an outcome of each text.
+"""
+
+import logging
+import traceback
+from dataclasses import dataclass
+
+import numpy as np
+from embedfleet import models
+from embedfleet.broker import Broker
+from embedfleet.contract import Batch, EmbedSettings, Request
+from embedfleet.errors import (
+    BrokerUnavailable,
+    ContractError,
+    EngineUnavailable,
+    NotFound,
+    Permanent,
+    StoreNotAllowed,
+    StoreUnavailable,
+)
+from embedfleet.jobfolder import JobFolder
+from embedfleet.store import Store, check_allowed
+from embedfleet.tables import Input, Outcome, Outcomes, read_input, write_part
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_exponential_jitter
+
+from embedfleet_worker.engine.base import Priority
+from embedfleet_worker.pipeline import Pipeline, Problem
+
+log = logging.getLogger(__name__)
+
+# Creating a part again is safe: it either wins or finds that it is there.
+_STORE_POLICY = Retrying(
+    retry=retry_if_exception_type(StoreUnavailable),
+    stop=stop_after_attempt(5) | stop_after_delay(20),
+    wait=wait_exponential_jitter(initial=0.2, max=5),
+    reraise=True,
+)
+
+
+class GiveBack(Exception):
+    """The message is to go back to the queue: another try, here or elsewhere, may succeed."""
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """The two kinds of work of a worker."""
+
+    pipeline: Pipeline
+    broker: Broker
+    model: str
+    allowed_stores: tuple[str, ...]
+
+    def embed(self, message: object) -> None:
+        """One batch of a job: a part when this returns, or a dead letter. Raises GiveBack only."""
+        try:
+            batch = Batch.parse(message, "message")
+            folder = JobFolder(Store(check_allowed(batch.to, self.allowed_stores)), batch.job)
+            _STORE_POLICY(self._commit, folder, batch.batch)
+        except (ContractError, StoreNotAllowed, NotFound) as exc:
+            self._dead_letter(message, str(exc))
+        except (StoreUnavailable, EngineUnavailable, BrokerUnavailable) as exc:
+            log.warning("batch given back: %s", exc)
+            raise GiveBack(str(exc)) from None
+
+    def answer(self, message: object) -> None:
+        """A round trip: the answer where the caller waits for it. Raises GiveBack only."""
+        try:
+            request = Request.parse(message, "message")
+            if self.broker.clock() > request.expires_at:
+                return  # nobody waits any more
+            self._check_model(request.settings)
+            settings = models.resolve(request.settings, self.model)
+            ids = [str(row) for row in range(len(request.texts))]
+            outcomes = self._outcomes(ids, list(request.texts), settings, Priority.INTERACTIVE, {})
+            self.broker.reply(request.reply_to, write_part(outcomes, settings.encoding, "embed", 0))
+        except Permanent as exc:
+            self._dead_letter({"task": "answer"}, str(exc))  # without the texts
+        except (BrokerUnavailable, EngineUnavailable) as exc:
+            raise GiveBack(str(exc)) from None
+
+    def _commit(self, folder: JobFolder, number: int) -> None:
+        """Admit, prepare, embed, commit. A part that is there means that all of it was done."""
+        if folder.has_part(number):
+            return
+        spec = folder.spec()
+        self._check_model(spec.settings)
+        where = folder.input_path(number)
+        given = read_input(folder.store.get(where), where)
+        outcomes = self._batch_outcomes(folder, given, spec.settings)
+        written = folder.write_part(number, write_part(outcomes, spec.settings.encoding, folder.job, number))
+        totals = outcomes.totals()
+        log.info(
+            "batch job=%s batch=%d texts=%d errors=%d cached=%d tokens=%d%s",
+            folder.job, number, totals.texts, totals.errors, totals.cached, totals.tokens,
+            "" if written else " (another worker was first)",
+        )  # fmt: skip
+
+    def _batch_outcomes(self, folder: JobFolder, given: Input, settings: EmbedSettings) -> Outcomes:
+        """Every end of a batch is outcomes: vectors, cancelled, or settings that this worker can't satisfy."""
+        if folder.is_cancelled():
+            return _failed(given.ids, settings, ("cancelled", "the job was cancelled before this text was embedded"))
+        try:
+            resolved = models.resolve(settings, self.model)
+        except Permanent as exc:
+            return _failed(given.ids, settings, ("dead_letter", str(exc)))
+        return self._outcomes(given.ids, given.texts, resolved, Priority.BULK, given.info.rejected)
+
+    def _check_model(self, settings: EmbedSettings) -> None:
+        if settings.model != self.model:
+            raise ContractError(f"model {settings.model!r}: this worker runs {self.model!r} and embeds for no other.")
+
+    def _dead_letter(self, message: object, reason: str) -> None:
+        log.error("dead letter: %s", reason)
+        try:
+            self.broker.dead_letter(message, reason)
+        except BrokerUnavailable as exc:
+            raise GiveBack(str(exc)) from None
+
+    def _outcomes(
+        self,
+        ids: list[str],
+        texts: list[str | None],
+        settings: EmbedSettings,
+        priority: Priority,
+        rejected: dict[int, Problem],
+    ) -> Outcomes:
+        """The pipeline's outcomes; a defect of ours becomes the error of each text, and is logged."""
+        try:
+            return self.pipeline.run(ids, texts, settings, priority=priority, rejected=rejected)
+        except EngineUnavailable:
+            raise
+        except Exception as exc:
+            # Not log.exception: the message of an exception may quote a text.
+            log.error("batch failed: %s\n%s", type(exc).__name__, "".join(traceback.format_tb(exc.__traceback__)))
+            problem: Problem = ("internal_error", f"its batch failed in the worker ({type(exc).__name__}); see its log")
+            return _failed(ids, settings, problem)
+
+
+def _failed(ids: list[str], settings: EmbedSettings, problem: Problem) -> Outcomes:
+    rows = [Outcome(record_id, error=problem) for record_id in ids]
+    return Outcomes(rows, np.zeros((len(rows), settings.dimensions or 1), np.float32))
