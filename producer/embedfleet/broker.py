@@ -110,6 +110,15 @@ class Broker:
                 return bytes(found[1])
         raise WaitTimeout(f"no answer within {timeout_s:g} s. Is a worker for this model running?")
 
+    def announce(self, queue: str, worker: str, ttl_s: float) -> None:
+        """Say that a worker consumes a queue, for the next ``ttl_s`` seconds."""
+        self._call(self.redis.set, f"{queue}-worker-{worker}", "1", px=int(ttl_s * 1000))
+
+    def workers(self, queue: str) -> list[str]:
+        """Names of the workers that lately said they consume a queue."""
+        keys = self._call(lambda: list(self.redis.scan_iter(match=f"{queue}-worker-*", count=1000)))
+        return sorted(key.decode().removeprefix(f"{queue}-worker-") for key in keys)
+
     def dead_letter(self, message: object, reason: str) -> None:
         """Keep a message that nobody can do, with the reason, in ``{prefix}-dead``."""
         letter = json.dumps({"message": message, "reason": reason, "at": time.time()})

@@ -15,7 +15,7 @@ from embedfleet.jobfolder import JobFolder, job_id_of, now
 from embedfleet.records import Record, check_text, records_of
 from embedfleet.settings import FleetSettings, load
 from embedfleet.store import Store
-from embedfleet.submission import submit
+from embedfleet.submission import publish_missing, submit
 from embedfleet.tables import read_part, vectors_of
 
 if TYPE_CHECKING:
@@ -97,6 +97,14 @@ class Fleet:
         handle = self._handle(JobFolder(Store(store or self._store()), name))
         handle.spec  # noqa: B018 - raises NotFound
         return handle
+
+    def republish(self, job: Job) -> None:
+        """Publish again every batch of a job that has no part: after a crash lost messages. A duplicate is harmless."""
+        publish_missing(job.folder, _Publisher(self.broker, self._queue(job.spec.settings, "bulk")))
+
+    def workers(self, model: str | None = None) -> list[str]:
+        """Names of the workers of a model that are running, as far as they lately said so."""
+        return self.broker.workers(self.broker.queue(model or self.settings.model, "bulk"))
 
     def close(self) -> None:
         """Close the connections."""

@@ -19,7 +19,6 @@ from embedfleet.broker import Broker
 from embedfleet.errors import EmbedfleetError
 from embedfleet.models import ModelProfile, profile_of
 from embedfleet.settings import FleetSettings, load
-
 from embedfleet_worker import app
 from embedfleet_worker.cache import VectorCache
 from embedfleet_worker.engine.base import Engine
@@ -72,9 +71,9 @@ def _serve(settings: FleetSettings, broker: Broker, pipeline: Pipeline) -> None:
         allowed_stores=settings.allowed_stores or ((settings.store,) if settings.store else ()),
     )
     setup_logging.connect(lambda **_: None, weak=False)  # Celery leaves logging to us
-    celery = app.build(broker, tasks, settings.lease_s)
     # In this order: an interactive message is taken before a bulk one.
     queues = [broker.queue(settings.model, lane) for lane in ("interactive", "bulk")]
+    celery = app.build(broker, tasks, queues, settings.lease_s)
     log.info("consuming %s", ", ".join(queues))
     celery.Worker(queues=queues, without_gossip=True, without_mingle=True, without_heartbeat=True, quiet=True).start()
 

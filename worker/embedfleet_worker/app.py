@@ -5,10 +5,10 @@ from typing import Any
 
 from celery import Celery
 from celery.exceptions import Reject
+
 from embedfleet.broker import Broker
 from embedfleet.contract import TASK_ANSWER, TASK_EMBED
-
-from embedfleet_worker.lifecycle.leases import LeaseHeartbeat
+from embedfleet_worker.lifecycle.heartbeat import Heartbeat
 from embedfleet_worker.tasks import GiveBack, Tasks
 
 # Enough batches in flight that the engine packs texts across them while others are read, checked and written.
@@ -16,7 +16,7 @@ _THREADS = 6
 _GIVE_BACK_PAUSE_S = 2.0  # what was given back comes at once: a dependency that is down must not spin
 
 
-def build(broker: Broker, tasks: Tasks, lease_s: float) -> Celery:
+def build(broker: Broker, tasks: Tasks, queues: list[str], lease_s: float) -> Celery:
     """The Celery app of a worker: threads beside the engine's, late acknowledgement, leases renewed."""
     app = broker.app
     app.conf.update(
@@ -36,8 +36,8 @@ def build(broker: Broker, tasks: Tasks, lease_s: float) -> Celery:
         "unacked_restore_throttle": 1,
         "unacked_mutex_expire": 5,
     }
-    LeaseHeartbeat.broker, LeaseHeartbeat.lease_s = broker, lease_s
-    app.steps["consumer"].add(LeaseHeartbeat)
+    Heartbeat.broker, Heartbeat.queues, Heartbeat.lease_s = broker, queues, lease_s
+    app.steps["consumer"].add(Heartbeat)
     _register(app, TASK_EMBED, tasks.embed)
     _register(app, TASK_ANSWER, tasks.answer)
     return app

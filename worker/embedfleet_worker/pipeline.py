@@ -7,11 +7,11 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 import numpy as np
+
 from embedfleet.contract import EmbedSettings, ErrorCode
 from embedfleet.models import ModelProfile
 from embedfleet.records import check_text
 from embedfleet.tables import Outcome, Outcomes
-
 from embedfleet_worker.cache import Entry, KeyMaker
 from embedfleet_worker.engine.base import Engine, Priority, Tokens
 from embedfleet_worker.prompts import render

@@ -9,6 +9,8 @@ import traceback
 from dataclasses import dataclass
 
 import numpy as np
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_exponential_jitter
+
 from embedfleet import models
 from embedfleet.broker import Broker
 from embedfleet.contract import Batch, EmbedSettings, Request
@@ -24,8 +26,6 @@ from embedfleet.errors import (
 from embedfleet.jobfolder import JobFolder
 from embedfleet.store import Store, check_allowed
 from embedfleet.tables import Input, Outcome, Outcomes, read_input, write_part
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_exponential_jitter
-
 from embedfleet_worker.engine.base import Priority
 from embedfleet_worker.pipeline import Pipeline, Problem
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from embedfleet.errors import ConfigurationError
 from tokenizers import Encoding, Tokenizer
 
+from embedfleet.errors import ConfigurationError
 from embedfleet_worker.engine.base import Tokens
 
 

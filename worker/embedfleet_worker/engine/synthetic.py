@@ -11,7 +11,6 @@ from embedfleet.batching import estimated_tokens
 from embedfleet.models import ModelProfile
 from embedfleet.settings import FleetSettings
 from embedfleet.synthetic import synthetic_vectors
-
 from embedfleet_worker.engine.base import Embedded, Identity, Priority, Tokens
 
 log = logging.getLogger(__name__)

@@ -23,12 +23,12 @@ os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # read when vllm i
 
 import torch
 import vllm
-from embedfleet.errors import ConfigurationError, EngineUnavailable
-from embedfleet.models import ModelProfile
-from embedfleet.settings import FleetSettings
 from vllm import EngineArgs, LLMEngine, PoolingParams
 from vllm.inputs import TokensPrompt
 
+from embedfleet.errors import ConfigurationError, EngineUnavailable
+from embedfleet.models import ModelProfile
+from embedfleet.settings import FleetSettings
 from embedfleet_worker import weights
 from embedfleet_worker.engine.base import Embedded, Identity, Priority, Tokens
 from embedfleet_worker.tokens import Tokeniser
@@ -45,7 +45,7 @@ class VllmEngine:
 
     def __init__(self, profile: ModelProfile, settings: FleetSettings) -> None:
         folder = weights.locate(profile.name, settings.revision)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = device_name()
         dtype = choose_dtype(settings.dtype, profile, device)
         self.dimensions = profile.dimensions
         self.max_tokens = min(profile.max_tokens, settings.max_tokens or profile.max_tokens)
@@ -198,6 +198,11 @@ class _Loop:
         work.vectors[row] = output.outputs.data.numpy()
         work.done += 1
         work.finish_if_complete()
+
+
+def device_name() -> str:
+    """``cuda`` where there is such a device, else ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def choose_dtype(wanted: str, profile: ModelProfile, device: str) -> str:

@@ -1,0 +1,285 @@
+"""The command line. Each command reads its options, calls the SDK and says what came of it; no work is done here."""
+
+import json
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import click
+
+import embedfleet
+from embedfleet import doctor as checks
+from embedfleet import models as profiles
+from embedfleet.client import Fleet
+from embedfleet.contract import EmbedSettings, Overflow
+from embedfleet.errors import ConfigurationError, EmbedfleetError, WaitTimeout
+from embedfleet.local import LocalFleet, worker_environment
+from embedfleet.options import embed_options, fleet_options
+from embedfleet.progress import bar
+from embedfleet.running import Source, Unfinished, resumable, running
+from embedfleet.settings import FleetSettings
+from embedfleet.store import Store
+
+EXIT_ERRORS, EXIT_USAGE, EXIT_UNFINISHED = 1, 2, 3
+
+to_option = click.option("--to", default=None, help="Folder in which the job folder is made; default: the store.")
+text_field_option = click.option("--text-field", default="text", show_default=True, help="Field of the text.")
+id_field_option = click.option("--id-field", default=None, help="Field of the id; default: id, else the line's number.")
+key_option = click.option("--key", default=None, help="Idempotency key; default: from the inputs and settings.")
+quiet_option = click.option("--quiet", is_flag=True, help="No progress bar.")
+json_option = click.option("--json", "as_json", is_flag=True, help="For machines: JSON on stdout.")
+
+
+def main() -> None:
+    """Entry point: errors become one message on stderr and an exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.ClickException as exc:
+        exc.show()
+        code = EXIT_USAGE
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        code = _complain("stopped.", EXIT_UNFINISHED)
+    except (Unfinished, WaitTimeout) as exc:
+        code = _complain(exc, EXIT_UNFINISHED)
+    except EmbedfleetError as exc:
+        code = _complain(exc, EXIT_USAGE)
+    except BrokenPipeError:  # embedfleet results … | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code or 0)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(embedfleet.__version__)
+def cli() -> None:
+    """Turn texts into vectors with a fleet of workers fed by a queue.
+
+    Settings come from options, EMBEDFLEET_* variables, .env and embedfleet.toml, in this order. Exit codes:
+    0 done, 1 finished with errors, 2 usage or configuration, 3 stopped or unfinished (can be resumed).
+    """
+
+
+@cli.command()
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+@to_option
+@text_field_option
+@id_field_option
+@key_option
+@quiet_option
+@json_option
+@fleet_options
+@embed_options
+def embed(
+    inputs: tuple[str, ...],
+    to: str | None,
+    text_field: str,
+    id_field: str | None,
+    key: str | None,
+    quiet: bool,
+    as_json: bool,
+    fleet: FleetSettings,
+    settings: EmbedSettings,
+) -> int:
+    """Embed INPUT and wait: JSONL, CSV, Parquet, lines, folders of these, or - for stdin.
+
+    Without a broker everything runs here, for as long as the command does. Stopped, the same command goes on.
+    """
+    source = Source(inputs, text_field, id_field, key, profiles.resolve(settings, fleet.model))
+    store = _store(fleet, to)
+    with running(fleet, store) as run, resumable(source.resume_hint()):
+        begun = time.monotonic()
+        job = run.fleet.submit(run.supervised(source.records()), settings=settings, to=store.uri, key=source.key)
+        return run.follow(job, begun, total=source.texts, quiet=quiet, as_json=as_json)
+
+
+@cli.command()
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+@to_option
+@text_field_option
+@id_field_option
+@key_option
+@json_option
+@fleet_options
+@embed_options
+def submit(
+    inputs: tuple[str, ...],
+    to: str | None,
+    text_field: str,
+    id_field: str | None,
+    key: str | None,
+    as_json: bool,
+    fleet: FleetSettings,
+    settings: EmbedSettings,
+) -> None:
+    """Queue INPUT for the workers at the broker and return."""
+    with Fleet(**dict(fleet)) as client:
+        client.broker.check()
+        source = Source(inputs, text_field, id_field, key, profiles.resolve(settings, fleet.model))
+        store = _store(fleet, to)
+        with resumable(source.resume_hint()):
+            job = client.submit(source.records(), settings=settings, to=store.uri, key=source.key)
+    click.echo(json.dumps({"job": job.id, "uri": job.uri}) if as_json else job.uri)
+
+
+@cli.command()
+@click.argument("job")
+@json_option
+@fleet_options
+def status(job: str, as_json: bool, fleet: FleetSettings) -> None:
+    """Where JOB (an id in the store, or a job folder) is."""
+    _say_status(Fleet(**dict(fleet)).job(job).status(), as_json)
+
+
+@cli.command()
+@click.argument("job")
+@quiet_option
+@json_option
+@fleet_options
+def watch(job: str, quiet: bool, as_json: bool, fleet: FleetSettings) -> int:
+    """Follow JOB until it is finished."""
+    with bar(None, quiet=quiet) as show:
+        for now in Fleet(**dict(fleet)).job(job).watch():
+            show(now)
+    _say_status(now, as_json)
+    return EXIT_ERRORS if now.totals.errors else 0
+
+
+@cli.command()
+@click.argument("job")
+@fleet_options
+def results(job: str, fleet: FleetSettings) -> None:
+    """Every outcome of JOB and its retries on stdout, a JSON line a text, with the columns carried along."""
+    for row in Fleet(**dict(fleet)).job(job).rows():
+        click.echo(json.dumps(row, ensure_ascii=False))
+
+
+@cli.command()
+@click.argument("job")
+@click.option("--on-overflow", type=click.Choice(["error", "truncate"]), default=None, help="Another policy this time.")
+@quiet_option
+@json_option
+@fleet_options
+def retry(job: str, on_overflow: Overflow | None, quiet: bool, as_json: bool, fleet: FleetSettings) -> int:
+    """Embed the failed texts of JOB again, as a child job, and wait."""
+    with Fleet(**dict(fleet)) as client:
+        store = client.job(job).folder.store
+    with running(fleet, store) as run, resumable(f"Go on with: embedfleet retry {job}"):
+        begun = time.monotonic()
+        child = run.fleet.job(job).retry(on_overflow=on_overflow)
+        if child is None:
+            click.echo("nothing to retry: no text failed that could do better (too_long: --on-overflow truncate)")
+            return 0
+        return run.follow(child, begun, total=None, quiet=quiet, as_json=as_json)
+
+
+@cli.command()
+@click.argument("job")
+@fleet_options
+def cancel(job: str, fleet: FleetSettings) -> None:
+    """Stop JOB: batches that no worker has begun end with the error `cancelled`."""
+    handle = Fleet(**dict(fleet)).job(job)
+    handle.cancel()
+    click.echo(f"cancelled: {handle.uri}")
+
+
+@cli.command()
+@fleet_options
+def worker(fleet: FleetSettings) -> None:
+    """Run a worker at the broker, in this process, until SIGTERM."""
+    command = [sys.executable, "-m", "embedfleet_worker"]
+    os.execve(sys.executable, command, worker_environment(fleet))
+
+
+@cli.command()
+@fleet_options
+def up(fleet: FleetSettings) -> None:
+    """Run a fleet on this machine, an embedded Redis and a worker, until Ctrl-C. Its queue ends with it."""
+    store = _store(fleet, None)
+    with LocalFleet(fleet.model_copy(update={"store": store.uri}), log_to_file=False) as local:
+        local.wait_ready()
+        environment = local.settings.environment()
+        for name in ("EMBEDFLEET_BROKER_URL", "EMBEDFLEET_STORE", "EMBEDFLEET_MODEL"):
+            click.echo(f"export {name}={environment[name]}")
+        sys.stdout.flush()
+        while True:
+            local.check()
+            time.sleep(0.5)
+
+
+@cli.group(invoke_without_command=True)
+@click.pass_context
+def models(context: click.Context) -> None:
+    """The models whose profiles are known."""
+    if context.invoked_subcommand is None:
+        for profile in profiles.PROFILES.values():
+            lengths = f"{profile.min_dimensions}-{profile.dimensions}" if profile.min_dimensions else profile.dimensions
+            click.echo(f"{profile.name:45} dimensions {lengths!s:9} tokens {profile.max_tokens}")
+
+
+@models.command()
+@click.argument("name")
+def show(name: str) -> None:
+    """What is known of the model NAME, a hub id or a folder."""
+    for field, value in vars(profiles.profile_of(name)).items():
+        click.echo(f"{field}: {json.dumps(value, ensure_ascii=False)}")
+
+
+@cli.group()
+def config() -> None:
+    """The settings of this fleet."""
+
+
+@config.command(name="show")
+@json_option
+@fleet_options
+def config_show(as_json: bool, fleet: FleetSettings) -> None:
+    """Every setting with its value, passwords masked."""
+    values = fleet.masked()
+    if as_json:
+        click.echo(json.dumps(values))
+        return
+    for name, value in values.items():
+        click.echo(f"EMBEDFLEET_{name.upper()}={'' if value is None else value}")
+
+
+@cli.command()
+@json_option
+@fleet_options
+def doctor(as_json: bool, fleet: FleetSettings) -> int:
+    """Check broker, store, model and accelerator, each with what to do when it fails."""
+    found = [check(fleet) for check in checks.CHECKS]
+    if as_json:
+        click.echo(json.dumps([vars(result) for result in found]))
+    else:
+        for result in found:
+            click.echo(f"{'ok  ' if result.ok else 'FAIL'} {result.name}: {result.detail}")
+            if not result.ok:
+                click.echo(f"     {result.remedy}")
+    return 0 if all(result.ok for result in found) else EXIT_USAGE
+
+
+def _store(fleet: FleetSettings, to: str | None) -> Store:
+    """The store to write to, tried before anything is queued."""
+    uri = to or fleet.store
+    if uri is None:
+        raise ConfigurationError("no store: give --to FOLDER or set EMBEDFLEET_STORE.")
+    store = Store(uri)
+    store.check_writable()
+    return store
+
+
+def _say_status(now: Any, as_json: bool) -> None:
+    totals = now.totals.model_dump()
+    if as_json:
+        click.echo(json.dumps({**{k: v for k, v in vars(now).items() if k != "totals"}, **totals, "total": now.texts}))
+        return
+    of = f" of {now.batches}" if now.batches is not None else ""
+    click.echo(f"{now.state}: {now.batches_done}{of} batches, {totals['texts']:,} texts, {totals['errors']:,} errors")
+
+
+def _complain(message: object, code: int) -> int:
+    click.echo(f"embedfleet: {message}", err=True)
+    return code

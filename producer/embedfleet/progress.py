@@ -1,0 +1,89 @@
+"""What a person sees of a running job: a bar on stderr, a summary on stdout. Not the job."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from embedfleet.job import Job, JobStatus
+
+Show = Callable[[JobStatus], None]
+
+
+@contextmanager
+def bar(total: int | None, *, quiet: bool) -> Iterator[Show]:
+    """A function that shows a status; it shows nothing when stderr is no terminal, or with ``quiet``."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:,.0f} texts/s · {task.fields[cached]} cached · {task.fields[errors]} errors ·"),
+        TimeRemainingColumn(),
+    )
+    begun = time.monotonic()
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=total, rate=0.0, cached=0, errors=0)
+
+        def show(status: JobStatus) -> None:
+            totals = status.totals
+            progress.update(
+                task,
+                total=status.texts or total,
+                completed=totals.texts,
+                rate=totals.texts / max(time.monotonic() - begun, 0.001),
+                cached=totals.cached,
+                errors=totals.errors,
+            )
+
+        yield show
+
+
+def summary_of(job: Job, status: JobStatus, seconds: float, before: int = 0) -> dict[str, Any]:
+    """The summary; ``before``: texts that had an outcome already when this run began."""
+    totals = status.totals
+    rate = (totals.texts - before) / seconds if seconds > 0 else 0.0
+    tokens = totals.tokens * (totals.texts - before) / totals.texts if totals.texts else 0.0
+    return {
+        "job": job.id,
+        "uri": job.uri,
+        "state": status.state,
+        "texts": totals.texts,
+        "errors": totals.errors,
+        "truncated": totals.truncated,
+        "cached": totals.cached,
+        "tokens": totals.tokens,
+        "seconds": round(seconds, 3),
+        "texts_per_s": round(rate, 1),
+        "tokens_per_s": round(tokens / seconds if seconds > 0 else 0.0, 1),
+    }
+
+
+def say(summary: dict[str, Any], job: Job, *, as_json: bool) -> None:
+    """Print the summary; with errors also how many of which kind, and what to do."""
+    if as_json:
+        click.echo(json.dumps(summary))
+        return
+    click.echo(
+        f"{summary['texts']:,} texts, {summary['tokens']:,} tokens in {summary['seconds']:.1f} s: "
+        f"{summary['texts_per_s']:,.0f} texts/s, {summary['tokens_per_s']:,.0f} tokens/s "
+        f"({summary['cached']:,} cached, {summary['truncated']:,} truncated, {summary['errors']:,} errors)"
+    )
+    click.echo(f"{summary['state']}: {job.uri}")
+    if summary["errors"]:
+        click.echo(f"errors: {errors_by_code(job)}; see them with: embedfleet results {job.uri}", err=True)
+
+
+def errors_by_code(job: Job) -> str:
+    """Like ``too_long 3, empty 1``."""
+    counts = job.results().to_table(columns=["error"])["error"].value_counts().to_pylist()
+    found = sorted(((item["counts"], item["values"]) for item in counts if item["values"] is not None), reverse=True)
+    return ", ".join(f"{code} {count}" for count, code in found)

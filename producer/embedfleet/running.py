@@ -1,0 +1,118 @@
+"""What `embed`, `submit` and `retry` share: the source, the fleet it runs on, following the job, stopping cleanly."""
+
+import json
+import shlex
+import sys
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import chain
+
+import click
+
+from embedfleet import inputs, progress
+from embedfleet.client import Fleet
+from embedfleet.contract import EmbedSettings
+from embedfleet.errors import InputError, Retryable
+from embedfleet.job import Job
+from embedfleet.local import LocalFleet
+from embedfleet.records import Record
+from embedfleet.settings import FleetSettings
+from embedfleet.store import Store
+
+_CHECK_EVERY = 512  # records between two looks at the local worker
+
+
+class Unfinished(Exception):
+    """Something was begun and can be gone on with; the message says how."""
+
+
+class Source:
+    """The inputs of a command: checked before anything is queued, then read as records."""
+
+    def __init__(
+        self, names: tuple[str, ...], text_field: str, id_field: str | None, key: str | None, settings: EmbedSettings
+    ) -> None:
+        scan = inputs.scan(names, text_field=text_field, id_field=id_field)
+        self.texts = scan.texts
+        self._given_key = key
+        made = json.dumps([scan.fingerprint, text_field, id_field, settings.model_dump()])
+        self.key = key or (made if scan.fingerprint else uuid.uuid4().hex)
+        self._is_pipe = scan.fingerprint is None
+        stream = inputs.read(names, text_field=text_field, id_field=id_field)
+        # The first record now: a pipe that is empty or wrong at once is refused before a job exists.
+        self._records = chain([next(stream)], stream)
+
+    def records(self) -> Iterator[Record]:
+        """The records, once."""
+        return self._records
+
+    def resume_hint(self) -> str:
+        """The command that goes on with this job."""
+        words = ["embedfleet", *sys.argv[1:]]
+        if self._is_pipe:
+            key = [] if self._given_key else ["--key", self.key]
+            return f"Go on with the same input: … | {shlex.join([*words, *key])}"
+        return f"Go on with: {shlex.join(words)}"
+
+
+@contextmanager
+def resumable(hint: str) -> Iterator[None]:
+    """Inside, a job exists: what stops it is Unfinished, with the hint."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Unfinished(f"stopped; nothing that was done is lost. {hint}") from None
+    except (InputError, Retryable) as exc:
+        raise Unfinished(f"{exc} {hint}") from None
+
+
+class Run:
+    """A fleet to run a job on: the configured one, or one on this machine for as long as the command runs."""
+
+    def __init__(self, fleet: Fleet, local: LocalFleet | None) -> None:
+        self.fleet = fleet
+        self._local = local
+
+    def supervised(self, records: Iterable[Record]) -> Iterator[Record]:
+        """The records, with a look at the local worker now and then."""
+        for number, record in enumerate(records):
+            if self._local is not None and number % _CHECK_EVERY == 0:
+                self._local.check()
+            yield record
+
+    def follow(self, job: Job, begun: float, *, total: int | None, quiet: bool, as_json: bool) -> int:
+        """Show the job until it is finished, say what came of it; the exit code."""
+        before = job.status().totals.texts
+        if self._local is None:
+            self._say_if_alone(job)
+        with progress.bar(total, quiet=quiet) as show:
+            for status in job.watch(poll_s=0.2):
+                show(status)
+                if self._local is not None and self._local.check():
+                    self.fleet.republish(job)  # now, rather than when the dead worker's leases end
+        summary = progress.summary_of(job, status, time.monotonic() - begun, before)
+        progress.say(summary, job, as_json=as_json)
+        if status.state == "cancelled":
+            return 3
+        return 1 if status.totals.errors else 0
+
+    def _say_if_alone(self, job: Job) -> None:
+        model = job.spec.settings.model
+        if not self.fleet.workers(model):
+            click.echo(f"note: no worker for {model} is running; the job waits for one.", err=True)
+
+
+@contextmanager
+def running(settings: FleetSettings, store: Store) -> Iterator[Run]:
+    """The fleet at the configured broker, or without one a local fleet whose worker is ready."""
+    with ExitStack() as stack:
+        local = None
+        if settings.broker_url is None:
+            local = stack.enter_context(LocalFleet(settings, stores=(store.uri,)))
+            local.wait_ready()
+            settings = local.settings
+        fleet = stack.enter_context(Fleet(**dict(settings)))
+        fleet.broker.check()
+        yield Run(fleet, local)

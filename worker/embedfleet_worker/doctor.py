@@ -1,0 +1,38 @@
+"""What `embedfleet doctor` asks of the worker's side: device, number format, memory. Prints one JSON document."""
+
+import json
+import os
+from importlib.util import find_spec
+
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+from embedfleet.errors import EmbedfleetError
+from embedfleet.models import profile_of
+from embedfleet.settings import FleetSettings, load
+from embedfleet_worker import weights
+
+
+def look(settings: FleetSettings) -> dict[str, object]:
+    """What was found: ``ok``, ``detail``, ``remedy``."""
+    if settings.engine == "synthetic":
+        return {"ok": True, "detail": "not needed: the synthetic engine's vectors mean nothing"}
+    if find_spec("vllm") is None:
+        remedy = 'Where a worker runs: pip install "embedfleet[worker]" for NVIDIA cards; for CPUs see CONTRIBUTING.md.'
+        return {"ok": False, "detail": "vLLM is not installed (a producer needs none)", "remedy": remedy}
+    from embedfleet_worker.engine import vllm
+
+    try:
+        profile = profile_of(settings.model)
+        device = vllm.device_name()
+        dtype = vllm.choose_dtype(settings.dtype, profile, device)
+        max_tokens = min(profile.max_tokens, settings.max_tokens or profile.max_tokens)
+        folder = weights.locate(profile.name, settings.revision)
+        free = vllm.available_bytes(device)
+        weights.check_fits(profile, folder, dtype, max_tokens, free)
+    except EmbedfleetError as exc:
+        return {"ok": False, "detail": str(exc), "remedy": "Change the settings named there."}
+    return {"ok": True, "detail": f"{device}, {dtype}, {free / 1024**3:.1f} GiB free: the model fits"}
+
+
+if __name__ == "__main__":
+    print(json.dumps(look(load())))  # noqa: T201 - the answer
