@@ -242,7 +242,8 @@ def config_show(as_json: bool, fleet: FleetSettings) -> None:
         click.echo(json.dumps(values))
         return
     for name, value in values.items():
-        click.echo(f"EMBEDFLEET_{name.upper()}={'' if value is None else value}")
+        shown = ",".join(value) if isinstance(value, tuple) else value
+        click.echo(f"EMBEDFLEET_{name.upper()}={'' if shown is None else shown}")
 
 
 @cli.command()

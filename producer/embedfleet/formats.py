@@ -24,7 +24,7 @@ BOM = b"\xef\xbb\xbf"
 _JSON_WHITESPACE = " \t\r\n"
 _PARQUET_ROWS = 1024
 _PARQUET_BYTES = 8 * 1024 * 1024  # of rows decoded at a time, by the file's own account of its row groups
-_PARQUET_BUFFER_BYTES = 1024 * 1024  # pages are streamed through this; without it a whole column chunk is loaded
+_PARQUET_BUFFER_BYTES = 1024 * 1024  # pages are streamed through this, and nothing is loaded ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,11 +197,13 @@ def _parquet_batches(
     import pyarrow.parquet as pq
 
     try:
-        parquet = pq.ParquetFile(file, buffer_size=_PARQUET_BUFFER_BYTES, page_checksum_verification=True)
+        parquet = pq.ParquetFile(
+            file, buffer_size=_PARQUET_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
+        )
         names = list(parquet.schema_arrow.names)
         _check_columns(names, f"{name}: the schema", fields)
         for batch in parquet.iter_batches(batch_size=_batch_rows(parquet.metadata)):
-            columns = [_values(batch.column(name), name in (fields.text, fields.id)) for name in names]
+            columns = [_values(batch.column(each), each in (fields.text, fields.id)) for each in names]
             yield names, zip(*columns, strict=True)
     except InputError:
         raise

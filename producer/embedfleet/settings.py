@@ -52,7 +52,7 @@ class FleetSettings(BaseSettings):
         default="embedfleet", pattern=r"^[a-z0-9-]{1,20}$", description="First part of queue names."
     )
     lease_s: float = Field(
-        60, ge=1, le=43_200, description="Seconds after which a dead worker's batches are given out."
+        default=30, ge=1, le=43_200, description="Seconds until a dead worker's batches go to another."
     )
     synthetic_texts_per_s: float = Field(
         default=0, ge=0, description="Speed of the synthetic engine; 0: as fast as it can."

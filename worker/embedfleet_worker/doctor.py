@@ -28,7 +28,7 @@ def look(settings: FleetSettings) -> dict[str, object]:
         max_tokens = min(profile.max_tokens, settings.max_tokens or profile.max_tokens)
         folder = weights.locate(profile.name, settings.revision)
         free = vllm.available_bytes(device)
-        weights.check_fits(profile, folder, dtype, max_tokens, free)
+        weights.check_fits(profile, folder, dtype, max_tokens, vllm.STEPS[device], free)
     except EmbedfleetError as exc:
         return {"ok": False, "detail": str(exc), "remedy": "Change the settings named there."}
     return {"ok": True, "detail": f"{device}, {dtype}, {free / 1024**3:.1f} GiB free: the model fits"}

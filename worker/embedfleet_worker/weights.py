@@ -1,7 +1,9 @@
 """Finding a model's folder, what its weights are, and whether they fit. No engine is imported here."""
 
 import hashlib
+import itertools
 import json
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,22 @@ from embedfleet.models import DEFAULT_MODEL, ModelProfile
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _GIB = 1024**3
-# Activations, allocator slack and the runtime itself, measured with MiniLM and a 2-layer Qwen3 on a CPU: 0.9 GiB.
-_RUNTIME_BYTES = 1 * _GIB
+# Activations, libraries and the runtime itself: MiniLM in float32 peaked at 1.2 GiB in full steps of 8192 tokens.
+_RUNTIME_BYTES = int(1.2 * _GIB)
+_BLOCK_TOKENS = 128  # vLLM's on CPUs, the largest there is
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of the engine takes at most."""
+
+    tokens: int
+    texts: int
+
+    def cache_tokens(self, max_tokens: int) -> int:
+        """Tokens of attention cache with which a full step never waits: whole blocks, a part of one for each text."""
+        blocks = -(-max(self.tokens, max_tokens) // _BLOCK_TOKENS) + self.texts + 1
+        return blocks * _BLOCK_TOKENS
 
 
 def locate(model: str, revision: str | None) -> Path:
@@ -45,12 +61,14 @@ def digest(folder: Path) -> str:
     return total.hexdigest()
 
 
-def check_fits(profile: ModelProfile, folder: Path, dtype: str, max_tokens: int, available_bytes: int) -> int:
+def check_fits(
+    profile: ModelProfile, folder: Path, dtype: str, max_tokens: int, step: Step, available_bytes: int
+) -> int:
     """Bytes of attention cache the engine is to be given. Raises ModelDoesNotFit with need, have and what would fit."""
-    cache = attention_cache_bytes(folder, dtype, max_tokens)
+    cache = step.cache_tokens(max_tokens) * bytes_per_token(folder, dtype)
     need = profile.parameters * _BYTES[dtype] + cache + _RUNTIME_BYTES
     if need > available_bytes:
-        advice = _what_would_fit(profile, folder, max_tokens, available_bytes)
+        advice = _what_would_fit(profile, folder, max_tokens, step, available_bytes)
         raise ModelDoesNotFit(
             f"model {profile.name} in {dtype} with {max_tokens} tokens a text needs {need / _GIB:.1f} GiB and "
             f"{available_bytes / _GIB:.1f} GiB are free. {advice}"
@@ -58,23 +76,21 @@ def check_fits(profile: ModelProfile, folder: Path, dtype: str, max_tokens: int,
     return cache
 
 
-def attention_cache_bytes(folder: Path, dtype: str, max_tokens: int) -> int:
-    """What keys and values of the longest text take; encoders with bidirectional attention keep none."""
+def bytes_per_token(folder: Path, dtype: str) -> int:
+    """What keys and values of one token take; encoders with bidirectional attention keep none."""
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if "num_key_value_heads" not in config:
         return 0
     head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    a_token = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head * _BYTES[dtype]
-    return int(a_token * max_tokens)
+    return int(2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head * _BYTES[dtype])
 
 
-def _what_would_fit(profile: ModelProfile, folder: Path, max_tokens: int, available_bytes: int) -> str:
-    for dtype in profile.dtypes:
-        left = available_bytes - _RUNTIME_BYTES - profile.parameters * _BYTES[dtype]
-        a_token = attention_cache_bytes(folder, dtype, 1)
-        tokens = min(max_tokens, left // a_token if a_token else max_tokens)
-        if left >= 0 and tokens >= 256:
-            return f"What would fit: EMBEDFLEET_DTYPE={dtype} with EMBEDFLEET_MAX_TOKENS={tokens}."
+def _what_would_fit(profile: ModelProfile, folder: Path, max_tokens: int, step: Step, available_bytes: int) -> str:
+    limits = [limit for limit in (max_tokens, 8192, 2048, 512) if limit <= max_tokens]
+    for dtype, limit in itertools.product(profile.dtypes, limits):
+        cache = step.cache_tokens(limit) * bytes_per_token(folder, dtype)
+        if profile.parameters * _BYTES[dtype] + cache + _RUNTIME_BYTES <= available_bytes:
+            return f"What would fit: EMBEDFLEET_DTYPE={dtype} with EMBEDFLEET_MAX_TOKENS={limit}."
     return "No setting makes it fit here: take a smaller model or a larger machine."
 
 

@@ -36,8 +36,7 @@ from embedfleet_worker.tokens import Tokeniser
 log = logging.getLogger(__name__)
 
 # Per step, measured on 2 cores with MiniLM: 8192 tokens of at most 64 texts was the fastest.
-_STEP_TOKENS = {"cpu": 8192, "cuda": 32_768}
-_STEP_TEXTS = {"cpu": 64, "cuda": 512}
+STEPS = {"cpu": weights.Step(tokens=8192, texts=64), "cuda": weights.Step(tokens=32_768, texts=512)}
 
 
 class VllmEngine:
@@ -49,7 +48,9 @@ class VllmEngine:
         dtype = choose_dtype(settings.dtype, profile, device)
         self.dimensions = profile.dimensions
         self.max_tokens = min(profile.max_tokens, settings.max_tokens or profile.max_tokens)
-        cache_bytes = weights.check_fits(profile, folder, dtype, self.max_tokens, available_bytes(device))
+        cache_bytes = weights.check_fits(
+            profile, folder, dtype, self.max_tokens, STEPS[device], available_bytes(device)
+        )
         self.identity = Identity(
             engine=f"vllm-{device}",
             engine_version=vllm.__version__,
@@ -61,7 +62,7 @@ class VllmEngine:
             pooling=profile.pooling,
         )
         self._tokeniser = Tokeniser(folder, self.max_tokens)
-        self._step_texts = _STEP_TEXTS[device]
+        self._step_texts = STEPS[device].texts
         self._inbox: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._started: Future[None] = Future()
         self._reason: EngineUnavailable | None = None
@@ -242,28 +243,21 @@ def available_bytes(device: str) -> int:
 def _engine_arguments(
     folder: Path, profile: ModelProfile, device: str, dtype: str, max_tokens: int, cache_bytes: int
 ) -> EngineArgs:
-    step_tokens = max(_STEP_TOKENS[device], max_tokens)
-    overrides = {"is_matryoshka": True} if profile.min_dimensions is not None else {}
+    step = STEPS[device]
     return EngineArgs(
         model=str(folder),
         runner="pooling",
         dtype=dtype,
         max_model_len=max_tokens,
-        max_num_batched_tokens=step_tokens,
-        max_num_seqs=_STEP_TEXTS[device],
+        # An encoder can't take a text in pieces, so a step holds the longest one.
+        max_num_batched_tokens=max(step.tokens, max_tokens),
+        max_num_seqs=step.texts,
         # On a CPU compiling costs half a minute at start and gained nothing.
         enforce_eager=device == "cpu",
         scheduling_policy="priority",
-        enable_prefix_caching=False,  # hits would depend on what travelled before
+        enable_prefix_caching=False,  # a hit changes the last bits of a vector, by what travelled before
         disable_log_stats=True,
-        hf_overrides=overrides,
-        **_memory(device, cache_bytes, step_tokens, max_tokens),
+        hf_overrides={"is_matryoshka": True} if profile.min_dimensions is not None else {},
+        # On a CPU we size the attention cache: vLLM would claim, and touch, 92 % of a node's memory.
+        kv_cache_memory_bytes=max(cache_bytes, 1) if device == "cpu" else None,
     )
-
-
-def _memory(device: str, cache_bytes: int, step_tokens: int, max_tokens: int) -> dict[str, Any]:
-    """On a CPU the attention cache is sized by us: vLLM would claim 92 % of a node's memory."""
-    if device == "cuda":
-        return {}
-    a_step = cache_bytes * step_tokens // max_tokens
-    return {"kv_cache_memory_bytes": max(a_step, 64 * 1024 * 1024)}
