@@ -26,7 +26,7 @@ _BLOCK_S = 2.0  # one blocking look for a reply; short, so that Ctrl-C is heard
 _PUBLISH_POLICY = Retrying(
     retry=retry_if_exception_type(BrokerUnavailable),
     stop=stop_after_attempt(4) | stop_after_delay(15),
-    wait=wait_exponential_jitter(initial=0.2, max=3),
+    wait=wait_exponential_jitter(multiplier=0.2, max=3),
     reraise=True,
 )
 

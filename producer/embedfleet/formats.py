@@ -46,7 +46,10 @@ def format_of(path: str) -> Format:
         ".tsv": "tsv",
         ".parquet": "parquet",
     }
-    return known.get(PurePath(path).suffix.lower(), "lines")
+    suffix = PurePath(path).suffix.lower()
+    if suffix == ".json":
+        raise InputError(f"{path}: one JSON document is no input. Make it JSON lines, .jsonl: jq -c '.[]' does that.")
+    return known.get(suffix, "lines")
 
 
 def line_rows(lines: Iterable[bytes], name: str, kind: Format, fields: Fields) -> Iterator[Row]:

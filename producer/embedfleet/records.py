@@ -49,14 +49,14 @@ def records_of(items: Iterable[object], *, id_field: str = "id", text_field: str
 def record_of(row: Mapping[str, Any], default_id: str | None, where: str, *, id_field: str, text_field: str) -> Record:
     """A mapping as a Record. Without the id field the id is ``default_id``; if that is None, InputError."""
     if text_field not in row:
-        raise InputError(f"{where}: no field {text_field!r}; it has {', '.join(map(repr, row)) or 'none'}.")
+        raise InputError(f"{where}: no field {text_field!r}; it has {_names(row)}.")
     if id_field in row:
         record_id = id_of(row[id_field], where)
     elif default_id is not None:
         record_id = default_id
     else:
-        raise InputError(f"{where}: no field {id_field!r}; it has {', '.join(map(repr, row))}.")
-    columns = {str(key): as_column(row[key]) for key in row if key not in (id_field, text_field)}
+        raise InputError(f"{where}: no field {id_field!r}; it has {_names(row)}.")
+    columns = {_utf8(str(key)): as_column(row[key]) for key in row if key not in (id_field, text_field)}
     return Record(record_id, row[text_field], _unreserved(columns))
 
 
@@ -76,8 +76,8 @@ def as_column(value: object) -> str | None:
     """A carried value: strings as they are, anything else as JSON text, so that a column has one type throughout."""
     if value is None:
         return None
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return text if _has_utf8(text) else text.encode("utf-8", "backslashreplace").decode("utf-8")
+    is_json = isinstance(value, (bool, int, float, list, tuple, dict))
+    return _utf8(json.dumps(value, ensure_ascii=False, default=str) if is_json else str(value))
 
 
 def check_text(text: object) -> tuple[ErrorCode, str] | None:
@@ -99,12 +99,24 @@ def _has_utf8(text: str) -> bool:
     return True
 
 
+def _utf8(text: str) -> str:
+    """The text, or a readable form of one that has no UTF-8 form."""
+    return text if _has_utf8(text) else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _names(row: Mapping[str, Any]) -> str:
+    shown = ", ".join(repr(name) for name in list(row)[:10])
+    return (shown or "none") + (f" and {len(row) - 10} more" if len(row) > 10 else "")
+
+
 def _unreserved(columns: dict[str, str | None]) -> dict[str, str | None]:
     if not RESERVED.intersection(columns):
         return columns
-    renamed: dict[str, str | None] = {}
-    for name, value in columns.items():
-        while name in RESERVED or (name.endswith("_") and name in renamed):
-            name += "_"
-        renamed[name] = value
+    renamed = {name: value for name, value in columns.items() if name not in RESERVED}
+    for name in columns:
+        if name in RESERVED:
+            free = name + "_"
+            while free in renamed:
+                free += "_"
+            renamed[free] = columns[name]
     return renamed

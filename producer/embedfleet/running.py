@@ -15,7 +15,7 @@ from embedfleet import inputs, progress
 from embedfleet.client import Fleet
 from embedfleet.contract import EmbedSettings
 from embedfleet.errors import InputError, Retryable
-from embedfleet.job import Job
+from embedfleet.job import Job, JobStatus
 from embedfleet.local import LocalFleet
 from embedfleet.records import Record
 from embedfleet.settings import FleetSettings
@@ -74,6 +74,7 @@ class Run:
     def __init__(self, fleet: Fleet, local: LocalFleet | None) -> None:
         self.fleet = fleet
         self._local = local
+        self._done = 0
 
     def supervised(self, records: Iterable[Record]) -> Iterator[Record]:
         """The records, with a look at the local worker now and then."""
@@ -90,13 +91,21 @@ class Run:
         with progress.bar(total, quiet=quiet) as show:
             for status in job.watch(poll_s=0.2):
                 show(status)
-                if self._local is not None and self._local.check():
-                    self.fleet.republish(job)  # now, rather than when the dead worker's leases end
+                self._supervise(job, status)
         summary = progress.summary_of(job, status, time.monotonic() - begun, before)
         progress.say(summary, job, as_json=as_json)
         if status.state == "cancelled":
             return 3
         return 1 if status.totals.errors else 0
+
+    def _supervise(self, job: Job, status: JobStatus) -> None:
+        if self._local is None or status.finished:
+            return
+        if status.batches_done > self._done:
+            self._local.progressed()
+        self._done = status.batches_done
+        if self._local.check():
+            self.fleet.republish(job)  # now, rather than when the dead worker's leases end
 
     def _say_if_alone(self, job: Job) -> None:
         model = job.spec.settings.model

@@ -1,5 +1,6 @@
 """One interface to object stores: folders now, S3 and others through the same library. Not what is kept where."""
 
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,7 +68,7 @@ class Store:
 
     def create(self, path: str, data: bytes) -> None:
         """Write an object that must not be there yet, atomically. Raises AlreadyExists."""
-        self._call(path, obstore.put, path, data, mode="create")
+        self._call(path, self._create_file, path, data)
 
     def delete(self, path: str) -> None:
         """Remove an object; one that is not there is no error."""
@@ -92,6 +93,24 @@ class Store:
             self.delete(probe)
         except StoreUnavailable as exc:
             raise ConfigurationError(f"store {self.uri}: it can't be written. {exc}") from None
+
+    def _create_file(self, _: ObjectStore, path: str, data: bytes) -> None:
+        """Written in full under a hidden name, then linked: there is never half an object.
+
+        Not obstore's own create-once: killed in the middle it leaves ``name#1`` behind, on which readers of the
+        whole folder stumble. Hidden names they all leave out.
+        """
+        target = self.folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        hidden = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        try:
+            with hidden.open("xb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())  # the commit point must not come back empty after a power cut
+            os.link(hidden, target)
+        finally:
+            hidden.unlink(missing_ok=True)
 
     def _call(self, path: str, operation: Any, *args: Any, **kwargs: Any) -> Any:
         try:

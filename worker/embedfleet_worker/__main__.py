@@ -71,6 +71,7 @@ def _serve(settings: FleetSettings, broker: Broker, pipeline: Pipeline) -> None:
         allowed_stores=settings.allowed_stores or ((settings.store,) if settings.store else ()),
     )
     setup_logging.connect(lambda **_: None, weak=False)  # Celery leaves logging to us
+    logging.getLogger("celery").setLevel(logging.WARNING)  # a line a batch is enough, and that one is ours
     # In this order: an interactive message is taken before a bulk one.
     queues = [broker.queue(settings.model, lane) for lane in ("interactive", "bulk")]
     celery = app.build(broker, tasks, queues, settings.lease_s)

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 _STORE_POLICY = Retrying(
     retry=retry_if_exception_type(StoreUnavailable),
     stop=stop_after_attempt(5) | stop_after_delay(20),
-    wait=wait_exponential_jitter(initial=0.2, max=5),
+    wait=wait_exponential_jitter(multiplier=0.2, max=5),
     reraise=True,
 )
 

