@@ -146,8 +146,12 @@ class Job:
         a chain of retries is the one that is retried.
         """
         last = self._chain()[-1]
-        if not last.status().finished:
-            raise NotFinished(f"job {last.id}: it is still running. Retry it when it is done, or cancel it first.")
+        status = last.status()
+        if status.batches is None or status.batches_done < status.batches:
+            raise NotFinished(
+                f"job {last.id}: {status.batches_done} of {status.batches or '?'} batches have an outcome. "
+                "Retry it when all have."
+            )
         settings = last.spec.settings
         if on_overflow is not None:
             settings = settings.model_copy(update={"on_overflow": on_overflow})

@@ -80,10 +80,8 @@ class FleetSettings(BaseSettings):
         return {_PREFIX + name.upper(): _clear(value) for name, value in self if value not in (None, ())}
 
     def masked(self) -> dict[str, object]:
-        """These settings for people: passwords in URLs replaced."""
-        return {
-            name: mask_url(value.get_secret_value()) if isinstance(value, SecretStr) else value for name, value in self
-        }
+        """These settings for people: passwords in URLs and other secrets replaced."""
+        return {name: _masked(value) if isinstance(value, SecretStr) else value for name, value in self}
 
 
 def load(**arguments: Any) -> FleetSettings:
@@ -98,12 +96,18 @@ def load(**arguments: Any) -> FleetSettings:
 
 
 def mask_url(url: str) -> str:
-    """The URL with the password of its authority replaced by ``***``.
+    """The URL with its passwords, in the authority or the query, replaced by ``***``.
 
-    >>> mask_url("redis://me:secret@host:6379/0")
-    'redis://me:***@host:6379/0'
+    >>> mask_url("redis://me:secret@host:6379/0?password=secret")
+    'redis://me:***@host:6379/0?password=***'
     """
-    return re.sub(r"(?<=://)([^/@]*?):([^/]*)@", r"\1:***@", url)
+    authority = re.sub(r"(?<=://)([^/@]*?):([^/]*)@", r"\1:***@", url)
+    return re.sub(r"([?&]password=)[^&]*", r"\1***", authority)
+
+
+def _masked(secret: SecretStr) -> str:
+    value = secret.get_secret_value()
+    return mask_url(value) if "://" in value else "***" if value else ""
 
 
 def _clear(value: object) -> str:

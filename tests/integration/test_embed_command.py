@@ -1,0 +1,221 @@
+"""`embedfleet embed`: what a user runs first, with what can go wrong. Real processes, real Redis."""
+
+import contextlib
+import json
+import os
+import pty
+import re
+import shlex
+import signal
+import subprocess
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.integration.command import EMBEDFLEET, environment, numbered, run, start, summary, write_jsonl
+from tests.waiting import wait_until
+
+
+def parts(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*/parts/*.parquet")}
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet", "txt", "folder", "-"])
+def test_every_form_of_input(form: str, tmp_path: Path) -> None:
+    records = numbered(5)
+    stdin = None
+    source = tmp_path / f"in.{form}"
+    if form == "jsonl":
+        write_jsonl(source, records)
+    elif form == "csv":
+        source.write_text("id,text,n\n" + "".join(f"{r['id']},{r['text']},{r['n']}\n" for r in records))
+    elif form == "parquet":
+        pq.write_table(pa.Table.from_pylist(records), source)
+    elif form == "txt":
+        source.write_text("".join(r["text"] + "\n" for r in records))
+    elif form == "folder":
+        source.mkdir()
+        write_jsonl(source / "a.jsonl", records[:2])
+        write_jsonl(source / "b.jsonl", records[2:])
+    else:
+        source, stdin = Path("-"), "".join(json.dumps(r) + "\n" for r in records).encode()
+
+    done = run("embed", source, "--to", "out", "--json", cwd=tmp_path, stdin=stdin)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "", "stderr is no terminal: no bar"
+    found = summary(done)
+    assert found.keys() >= {"job", "texts", "errors", "cached", "tokens", "seconds", "texts_per_s"}
+    assert (found["texts"], found["errors"]) == (5, 0)
+    rows = [json.loads(line) for line in run("results", found["uri"], cwd=tmp_path).stdout.splitlines()]
+    assert [row["id"] for row in rows] == (["1", "2", "3", "4", "5"] if form == "txt" else [r["id"] for r in records])
+    assert all(len(row["embedding"]) == 384 for row in rows)
+    if form != "txt":
+        assert [row["n"] for row in rows] == ["0", "1", "2", "3", "4"]
+
+
+def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in.jsonl", numbered(6000))
+    arguments = ["embed", "in.jsonl", "--to", "out", "--json"]
+    running = start(*arguments, cwd=tmp_path, synthetic_texts_per_s=2000)
+    wait_until(lambda: len(parts(tmp_path / "out")) >= 2, "two parts")
+    children = psutil.Process(running.pid).children(recursive=True)
+
+    running.send_signal(signal.SIGINT)
+    _, stderr = running.communicate(timeout=60)
+
+    assert running.returncode == 3, stderr
+    assert not any(child.is_running() for child in children)
+    hint = re.search(r"Go on with: (.*)", stderr.decode())
+    assert hint is not None
+    before = parts(tmp_path / "out")
+    assert 2 <= len(before) < 12
+    again = run(*shlex.split(hint[1])[1:], cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert summary(again)["texts"] == 6000
+    after = parts(tmp_path / "out")
+    assert len(after) == 12
+    assert {name: after[name] for name in before} == before, "nothing is embedded twice"
+
+
+def test_a_killed_command_leaves_no_process_and_its_job_resumes(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in.jsonl", numbered(6000))
+    running = start("embed", "in.jsonl", "--to", "out", cwd=tmp_path, synthetic_texts_per_s=2000)
+    wait_until(lambda: parts(tmp_path / "out"), "a part")
+    children = psutil.Process(running.pid).children(recursive=True)
+    assert len(children) >= 2, "Redis and a worker"
+
+    running.kill()
+    running.communicate()
+
+    wait_until(lambda: not any(_lives(child) for child in children), "the children to end", timeout_s=10)
+    before = parts(tmp_path / "out")
+    again = run("embed", "in.jsonl", "--to", "out", "--json", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert summary(again)["texts"] == 6000
+    after = parts(tmp_path / "out")
+    assert {name: after[name] for name in before} == before
+
+
+def test_running_it_again_does_nothing(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in.jsonl", numbered(600))
+    run("embed", "in.jsonl", "--to", "out", cwd=tmp_path)
+    before = parts(tmp_path / "out")
+    again = run("embed", "in.jsonl", "--to", "out", cwd=tmp_path)
+    assert again.returncode == 0
+    assert parts(tmp_path / "out") == before
+    other = run("embed", "in.jsonl", "--to", "out", "--encoding", "float16", cwd=tmp_path)
+    assert other.returncode == 0
+    assert len(list((tmp_path / "out").iterdir())) == 2, "other settings are another job"
+
+
+def test_a_pipe_stops_at_a_bad_line_and_goes_on_when_it_is_mended(tmp_path: Path) -> None:
+    good = [json.dumps(record) for record in numbered(1500)]
+    broken = "\n".join([*good[:1200], "{not json", *good[1200:]]).encode()
+
+    stopped = run("embed", "-", "--to", "out", cwd=tmp_path, stdin=broken)
+
+    assert stopped.returncode == 3
+    assert "line 1201" in stopped.stderr or ":1201" in stopped.stderr
+    hint = re.search(r"\| (embedfleet .*--key \S+)", stopped.stderr)
+    assert hint is not None, stopped.stderr
+    again = run(*shlex.split(hint[1])[1:], "--json", cwd=tmp_path, stdin="\n".join(good).encode())
+    assert again.returncode == 0, again.stderr
+    assert summary(again)["texts"] == 1500
+    assert len(list((tmp_path / "out").iterdir())) == 1
+
+
+def test_bad_texts_end_with_exit_code_1_and_cost_nothing_else(tmp_path: Path) -> None:
+    bad = [{"id": "blank", "text": " "}, {"id": "list", "text": []}, {"id": "long", "text": "word " * 3000}]
+    (tmp_path / "in.jsonl").write_text(
+        "".join(json.dumps(r) + "\n" for r in [*numbered(3), *bad]) + '{"id": "half", "text": "\\ud800"}\n'
+    )
+    done = run("embed", "in.jsonl", "--to", "out", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "4 errors" in done.stdout
+    for code in ("empty 1", "not_a_string 1", "too_long 1", "lone_surrogate 1"):
+        assert code in done.stderr
+    again = run("embed", "in.jsonl", "--to", "out", "--json", cwd=tmp_path)
+    assert again.returncode == 1
+    retried = run("retry", summary(again)["uri"], "--on-overflow", "truncate", "--json", cwd=tmp_path)
+    assert retried.returncode == 0, retried.stderr
+    assert (summary(retried)["texts"], summary(retried)["truncated"]) == (1, 1)
+    rows = [json.loads(line) for line in run("results", summary(again)["uri"], cwd=tmp_path).stdout.splitlines()]
+    assert {row["id"]: row["error"] for row in rows if row["error"]} == {
+        "blank": "empty",
+        "list": "not_a_string",
+        "half": "lone_surrogate",
+    }
+
+
+REFUSED = {
+    "missing file": (["missing.jsonl"], ["missing.jsonl"]),
+    "empty file": (["empty.jsonl"], ["empty.jsonl"]),
+    "not UTF-8": (["latin1.txt"], ["latin1.txt", "UTF-8"]),
+    "malformed JSON": (["broken.jsonl"], ["broken.jsonl", "2"]),
+    "no such field": (["good.jsonl", "--text-field", "body"], ["good.jsonl", "body"]),
+    "no id": (["good.jsonl", "--id-field", "key"], ["good.jsonl", "key"]),
+    "repeated id": (["twice.jsonl"], ["twice.jsonl", "'a'"]),
+    "dimensions": (["good.jsonl", "--dimensions", "100"], ["dimensions=100", "384"]),
+    "instruction": (["good.jsonl", "--instruction", "find"], ["instruction", "document"]),
+    "unknown model": (["good.jsonl", "--model", "no/such"], ["no/such", "Known models"]),
+    "unknown option": (["good.jsonl", "--dimension", "3"], ["--dimension"]),
+    "choice": (["good.jsonl", "--encoding", "int8"], ["--encoding", "int8", "float16"]),
+    "store": (["good.jsonl", "--to", "/dev/null/x"], ["/dev/null/x"]),
+    "store scheme": (["good.jsonl", "--to", "ftp://host/x"], ["ftp://host/x"]),
+    "broker": (["good.jsonl", "--broker-url", "redis://me:secret@127.0.0.1:1/0"], ["redis://me:***@127.0.0.1:1/0"]),
+    "broker scheme": (["good.jsonl", "--broker-url", "amqp://me:secret@host"], ["amqp://me:***@host"]),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_before_anything_is_queued(case: str, tmp_path: Path) -> None:
+    arguments, culprits = REFUSED[case]
+    write_jsonl(tmp_path / "good.jsonl", numbered(3))
+    write_jsonl(tmp_path / "twice.jsonl", [{"id": "a", "text": "x"}, {"id": "a", "text": "y"}])
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "latin1.txt").write_bytes(b"caf\xe9\n")
+    (tmp_path / "broken.jsonl").write_text('{"id": "a", "text": "x"}\n{"id": \n')
+
+    done = run("embed", *arguments, *([] if "--to" in arguments else ["--to", "out"]), cwd=tmp_path)
+
+    assert done.returncode == 2
+    for culprit in culprits:
+        assert culprit in done.stderr
+    assert "secret" not in done.stderr
+    assert not list(tmp_path.glob("out/*")), "nothing was written"
+
+
+def test_an_unknown_setting_is_named(tmp_path: Path) -> None:
+    done = run("config", "show", cwd=tmp_path, modle="x")
+    assert done.returncode == 2
+    assert "EMBEDFLEET_MODLE" in done.stderr
+    assert "Did you mean EMBEDFLEET_MODEL?" in done.stderr
+
+
+def test_the_bar_is_drawn_on_a_terminal(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in.jsonl", numbered(2000))
+    terminal, stderr = pty.openpty()
+    running = subprocess.Popen(
+        [EMBEDFLEET, "embed", "in.jsonl", "--to", "out"],
+        cwd=tmp_path,
+        env={**environment(engine="synthetic", synthetic_texts_per_s=2000), "TERM": "xterm", "COLUMNS": "120"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+    )
+    os.close(stderr)
+    drawn = b""
+    with contextlib.suppress(OSError):  # how the end of a terminal reads
+        while more := os.read(terminal, 4096):
+            drawn += more
+    assert running.wait(timeout=60) == 0
+    assert b"texts/s" in drawn
+    assert b"2000/2000" in drawn
+
+
+def _lives(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
