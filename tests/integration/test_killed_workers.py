@@ -23,8 +23,8 @@ def test_every_text_has_one_outcome_after_many_kills(start_fleet: Callable[..., 
     with Fleet(**dict(local.settings)) as fleet:
         job = fleet.submit(f"text {n}" for n in range(100_000))
         for _ in range(_KILLS):
-            done = job.status().batches_done
-            wait_until(lambda least=done + chance.randint(1, 6): job.status().batches_done >= least, "progress")
+            least = job.status().batches_done + chance.randint(1, 6)
+            wait_until(lambda least=least: job.status().batches_done >= least, "progress")
             os.kill(local.worker_pid, signal.SIGKILL)
             wait_until(local.check, "the worker to be started again")
             local.progressed()

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -36,6 +37,7 @@ _GIVING_BACK_S = 5.0
 def main() -> int:
     """Run until told to stop."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # nothing is held yet; Celery takes over when it consumes
     warnings.filterwarnings("ignore", category=SecurityWarning)  # of pickle as root: this worker reads JSON only
     try:
         settings = load()

@@ -1,0 +1,115 @@
+"""Every command and every piece of Python in README and docs is run."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from embedfleet import Fleet
+from tests.integration.command import environment, numbered, start, write_jsonl
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS += sorted((ROOT / "examples").rglob("*.md"))
+SERVES = ("embedfleet worker", "embedfleet up")  # these run until they are told to stop
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """Each fenced block of a language with where it stands."""
+    found = []
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        for match in re.finditer(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            line = text[: match.start()].count("\n") + 1
+            found.append((f"{document.relative_to(ROOT)}:{line}", match[1]))
+    return found
+
+
+def commands() -> list[Any]:
+    """Each command line; exports belong to the lines behind them in their block."""
+    found = []
+    for where, block in blocks("sh"):
+        exports = ""
+        for line in block.replace("\\\n", " ").splitlines():
+            command = line.split("  #")[0].strip()
+            if command.startswith("export "):
+                exports += command + "\n"
+            elif command and not command.startswith("#"):
+                found.append(pytest.param(exports, command, id=f"{where} {command[:60]}"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def settings(redis_url_for_docs: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A folder with what the documents mention, and a fleet with one synthetic worker."""
+    folder = tmp_path_factory.mktemp("docs")
+    (folder / "notes.txt").write_text("a note\nanother note\n")
+    (folder / "more").mkdir()
+    (folder / "more" / "quotes.csv").write_text("id,text\nq1,a quote\n")
+    articles = [{"url": record["id"], "body": record["text"]} for record in numbered(50)]
+    write_jsonl(folder / "articles.jsonl", articles)
+    shutil.copytree(ROOT / "examples", folder / "examples")
+    names = {"broker_url": redis_url_for_docs, "store": str(folder / "data")}
+    worker = start("worker", cwd=folder, **names, allowed_stores=f"{folder}/data,{folder}/vectors")
+    yield {**names, "folder": str(folder)}
+    worker.terminate()
+    worker.communicate(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def redis_url_for_docs(start_redis: Any) -> str:
+    url: str = start_redis()
+    return url
+
+
+@pytest.mark.parametrize(("exports", "command"), commands())
+def test_command(exports: str, command: str, settings: dict[str, str]) -> None:
+    if command.startswith("make "):
+        subprocess.run(["make", "--dry-run", command.split()[1]], cwd=ROOT, check=True, capture_output=True)
+        return
+    script = f"set -e\n{exports}{command}".replace("redis://localhost:6379/0", settings["broker_url"])
+    script = script.replace("/data/vectors", settings["store"])
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    script = script.replace(".venv/bin/", "")
+    process = subprocess.Popen(
+        ["bash", "-c", script.replace("\nembedfleet", "\nexec embedfleet") if command.startswith(SERVES) else script],
+        cwd=settings["folder"],
+        env={**environment(engine="synthetic"), "PATH": path},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    if command.startswith("embedfleet up"):
+        assert process.stdout is not None
+        wait_until(process.stdout.readline, "the exports")
+    if command.startswith("embedfleet worker"):
+        assert process.stderr is not None
+        os.set_blocking(process.stderr.fileno(), True)
+        wait_until(lambda: b"consuming" in process.stderr.readline(), "the worker")  # type: ignore[union-attr]
+    if command.startswith(SERVES):
+        process.terminate()
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == (3 if command.startswith("embedfleet up") else 0), stderr.decode()
+
+
+def test_python(settings: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of a document belong together, top down."""
+    monkeypatch.chdir(settings["folder"])
+    rows = [SimpleNamespace(id=f"r{n}", body=f"body {n}", lang="en") for n in range(20)]
+    with Fleet(engine="synthetic", broker_url=settings["broker_url"], store="vectors") as fleet:
+        namespaces: dict[str, dict[str, Any]] = {}
+        found = blocks("python")
+        assert found
+        for where, block in found:
+            code = block.replace("redis://localhost:6379/0", settings["broker_url"]).replace("/data/vectors", "vectors")
+            namespace = namespaces.setdefault(where.split(":")[0], {"rows": rows, "fleet": fleet})
+            exec(compile(code, where, "exec"), namespace)
+            assert namespace["job"].status().totals.errors == 0
