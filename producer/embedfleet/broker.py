@@ -35,7 +35,7 @@ def queue_name(prefix: str, model: str, revision: str | None, lane: str) -> str:
     """Queue of a model's lane: readable, at most 80 characters of ``[a-z0-9-]``, as SQS allows.
 
     >>> queue_name("embedfleet", "sentence-transformers/all-MiniLM-L6-v2", None, "bulk")
-    'embedfleet-sentence-transformers-all-minilm-l6-v2-edbb2cec-bulk'
+    'embedfleet-sentence-transformers-all-minilm-l6-v2-b01c9bbb-bulk'
     """
     slug = re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")[:40].strip("-")
     digest = hashlib.sha256(f"{model}\0{revision or ''}".encode()).hexdigest()[:8]
@@ -56,6 +56,11 @@ def celery_app(url: str, lease_s: float) -> Celery:
         broker_transport_options={
             "socket_connect_timeout": CONNECT_TIMEOUT_S,
             "visibility_timeout": lease_s,
+            # No retries of kombu's own below our policy: it would try for seconds each time.
+            "max_retries": 0,
+            "interval_start": 0,
+            "interval_step": 0,
+            "interval_max": 0,
         },
     )
     return app
@@ -136,6 +141,7 @@ class Broker:
             args=[message.model_dump(mode="json")],
             queue=queue,
             task_id=str(uuid.uuid4()),
+            argsrepr="",  # Celery would put the texts into a header too, and from there into logs
             retry=False,
         )
 

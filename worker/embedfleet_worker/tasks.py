@@ -6,6 +6,7 @@ acknowledges, ``GiveBack`` puts the message back, everything else has become an 
 
 import logging
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,9 +19,8 @@ from embedfleet.errors import (
     BrokerUnavailable,
     ContractError,
     EngineUnavailable,
-    NotFound,
     Permanent,
-    StoreNotAllowed,
+    Retryable,
     StoreUnavailable,
 )
 from embedfleet.jobfolder import JobFolder
@@ -55,31 +55,39 @@ class Tasks:
 
     def embed(self, message: object) -> None:
         """One batch of a job: a part when this returns, or a dead letter. Raises GiveBack only."""
-        try:
-            batch = Batch.parse(message, "message")
-            folder = JobFolder(Store(check_allowed(batch.to, self.allowed_stores)), batch.job)
-            _STORE_POLICY(self._commit, folder, batch.batch)
-        except (ContractError, StoreNotAllowed, NotFound) as exc:
-            self._dead_letter(message, str(exc))
-        except (StoreUnavailable, EngineUnavailable, BrokerUnavailable) as exc:
-            log.warning("batch given back: %s", exc)
-            raise GiveBack(str(exc)) from None
+        self._settle(self._embed, message, message)
 
     def answer(self, message: object) -> None:
         """A round trip: the answer where the caller waits for it. Raises GiveBack only."""
+        self._settle(self._answer, message, {"task": "answer"})  # a letter without the texts
+
+    def _settle(self, work: Callable[[object], None], message: object, letter: object) -> None:
+        """Do the work; whatever goes wrong becomes GiveBack or a dead letter."""
         try:
-            request = Request.parse(message, "message")
-            if self.broker.clock() > request.expires_at:
-                return  # nobody waits any more
-            self._check_model(request.settings)
-            settings = models.resolve(request.settings, self.model)
-            ids = [str(row) for row in range(len(request.texts))]
-            outcomes = self._outcomes(ids, list(request.texts), settings, Priority.INTERACTIVE, {})
-            self.broker.reply(request.reply_to, write_part(outcomes, settings.encoding, "embed", 0))
-        except Permanent as exc:
-            self._dead_letter({"task": "answer"}, str(exc))  # without the texts
-        except (BrokerUnavailable, EngineUnavailable) as exc:
+            work(message)
+        except Retryable as exc:
+            log.warning("given back: %s", exc)
             raise GiveBack(str(exc)) from None
+        except Permanent as exc:
+            self._dead_letter(letter, str(exc))
+        except Exception as exc:
+            _log_defect("task", exc)
+            self._dead_letter(letter, f"a defect of the worker ({type(exc).__name__}); see its log")
+
+    def _embed(self, message: object) -> None:
+        batch = Batch.parse(message, "message")
+        folder = JobFolder(Store(check_allowed(batch.to, self.allowed_stores)), batch.job)
+        self._commit(folder, batch.batch)
+
+    def _answer(self, message: object) -> None:
+        request = Request.parse(message, "message")
+        if self.broker.clock() > request.expires_at:
+            return  # nobody waits any more
+        self._check_model(request.settings)
+        settings = models.resolve(request.settings, self.model)
+        ids = [str(row) for row in range(len(request.texts))]
+        outcomes = self._outcomes(ids, list(request.texts), settings, Priority.INTERACTIVE, {})
+        self.broker.reply(request.reply_to, write_part(outcomes, settings.encoding, "embed", 0))
 
     def _commit(self, folder: JobFolder, number: int) -> None:
         """Admit, prepare, embed, commit. A part that is there means that all of it was done."""
@@ -88,9 +96,10 @@ class Tasks:
         spec = folder.spec()
         self._check_model(spec.settings)
         where = folder.input_path(number)
-        given = read_input(folder.store.get(where), where)
+        given = read_input(_STORE_POLICY(folder.store.get, where), where)
         outcomes = self._batch_outcomes(folder, given, spec.settings)
-        written = folder.write_part(number, write_part(outcomes, spec.settings.encoding, folder.job, number))
+        part = write_part(outcomes, spec.settings.encoding, folder.job, number)
+        written = _STORE_POLICY(folder.write_part, number, part)
         totals = outcomes.totals()
         log.info(
             "batch job=%s batch=%d texts=%d errors=%d cached=%d tokens=%d%s",
@@ -133,10 +142,14 @@ class Tasks:
         except EngineUnavailable:
             raise
         except Exception as exc:
-            # Not log.exception: the message of an exception may quote a text.
-            log.error("batch failed: %s\n%s", type(exc).__name__, "".join(traceback.format_tb(exc.__traceback__)))
+            _log_defect("batch", exc)
             problem: Problem = ("internal_error", f"its batch failed in the worker ({type(exc).__name__}); see its log")
             return _failed(ids, settings, problem)
+
+
+def _log_defect(what: str, exc: Exception) -> None:
+    """Where it happened, without the exception's message, which may quote a text."""
+    log.error("%s failed: %s\n%s", what, type(exc).__name__, "".join(traceback.format_tb(exc.__traceback__)))
 
 
 def _failed(ids: list[str], settings: EmbedSettings, problem: Problem) -> Outcomes:
