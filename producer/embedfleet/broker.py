@@ -73,9 +73,8 @@ class Broker:
         self._settings = settings
         self.url = _checked_url(settings)
         self.app = celery_app(self.url, settings.lease_s)
-        self.redis: Any = redis.Redis.from_url(
-            _redis_url(self.url), socket_connect_timeout=CONNECT_TIMEOUT_S, socket_timeout=CONNECT_TIMEOUT_S + _BLOCK_S
-        )
+        timeouts = {"socket_connect_timeout": CONNECT_TIMEOUT_S, "socket_timeout": CONNECT_TIMEOUT_S + _BLOCK_S}
+        self.redis: Any = redis.Redis.from_url(redis_url(self.url), **timeouts)
 
     def check(self) -> None:
         """Raise BrokerUnavailable, naming the URL without its password, unless the broker answers in time."""
@@ -163,15 +162,28 @@ def _checked_url(settings: FleetSettings) -> str:
             "or start a fleet on this machine with `embedfleet up`."
         )
     url = settings.broker_url.get_secret_value()
-    scheme = urlsplit(url).scheme
+    scheme = url.partition("://")[0] if "://" in url else ""
     if scheme not in ("redis", "rediss", "redis+socket"):
         raise ConfigurationError(
             f"broker {mask_url(url)}: {scheme or 'no scheme'} is not supported. "
             "Give redis://, rediss:// or redis+socket://."
         )
+    check_redis_url(url, "broker")
     return url
 
 
-def _redis_url(url: str) -> str:
+def redis_url(url: str) -> str:
     """The URL as redis-py writes it: Celery says ``redis+socket`` where redis-py says ``unix``."""
     return re.sub(r"^redis\+socket:", "unix:", url)
+
+
+def check_redis_url(url: str, what: str) -> None:
+    """Raise ConfigurationError, naming ``what``, for what is no Redis URL."""
+    try:
+        urlsplit(url).port  # noqa: B018 - raises ValueError
+        redis.ConnectionPool.from_url(redis_url(url))
+    except ValueError as exc:
+        raise ConfigurationError(
+            f"{what} {mask_url(url)}: it is no Redis URL ({mask_url(str(exc))}). It looks like redis://host:6379/0; "
+            "write / in a password as %2F."
+        ) from None

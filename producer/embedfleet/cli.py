@@ -267,7 +267,7 @@ def _store(fleet: FleetSettings, to: str | None) -> Store:
     uri = to or fleet.store
     if uri is None:
         raise ConfigurationError("no store: give --to FOLDER or set EMBEDFLEET_STORE.")
-    store = Store(uri)
+    store = Store(uri, make=True)
     store.check_writable()
     return store
 

@@ -1,5 +1,6 @@
 """Fleet: what application code holds. Verbs only; the work is done in submission.py, broker.py and job.py."""
 
+import re
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from embedfleet import models
 from embedfleet.broker import Broker
-from embedfleet.contract import Batch, Batching, EmbedSettings, JobSpec, Request
-from embedfleet.errors import ConfigurationError, InputError, TextError
+from embedfleet.contract import JOB_ID, Batch, Batching, EmbedSettings, JobSpec, Request
+from embedfleet.errors import ConfigurationError, InputError, NotFound, StoreUnavailable, TextError
 from embedfleet.job import Job
 from embedfleet.jobfolder import JobFolder, job_id_of, now
 from embedfleet.records import Record, check_text, records_of
@@ -94,8 +95,13 @@ class Fleet:
     def job(self, job: str) -> Job:
         """A job by its id (in EMBEDFLEET_STORE), or by its folder's path or URI. Raises NotFound."""
         store, _, name = job.rstrip("/").rpartition("/")
+        if not re.fullmatch(JOB_ID, name):
+            raise NotFound(f"job {job!r}: that is no job's name. It looks like j-0123456789abcdef0123.")
         handle = self._handle(JobFolder(Store(store or self._store()), name))
-        handle.spec  # noqa: B018 - raises NotFound
+        try:
+            handle.spec  # noqa: B018 - raises NotFound
+        except StoreUnavailable as exc:
+            raise NotFound(f"job {name}: {exc}") from None
         return handle
 
     def republish(self, job: Job) -> None:
@@ -126,7 +132,7 @@ class Fleet:
         parent: str | None = None,
     ) -> Job:
         resolved = models.resolve(settings, self.settings.model)
-        store = Store(to or self._store())
+        store = Store(to or self._store(), make=True)
         store.check_writable()
         self.broker.check()
         folder = JobFolder(store, job_id_of(key if key is not None else uuid.uuid4().hex))

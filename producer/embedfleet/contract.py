@@ -4,6 +4,7 @@ Every document carries ``version``; an unknown version or field is refused by na
 that ignores a field it does not know computes the wrong vectors.
 """
 
+import json
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -11,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from embedfleet.errors import ContractError
 
 SCHEMA_VERSION = 1
+
+JOB_ID = r"^[a-z0-9-]{1,64}$"
 
 TASK_EMBED = "embedfleet.embed"
 """Celery task name of a :class:`Batch` message."""
@@ -65,18 +68,26 @@ class Document(BaseModel):
 
     @classmethod
     def parse(cls, data: object, where: str) -> Self:
-        """Validate ``data`` (a dict or JSON text). ``where`` names it in the ContractError."""
-        if isinstance(data, dict) and data.get("version") != SCHEMA_VERSION:
+        """Validate ``data``, a dict. ``where`` names it in the ContractError."""
+        if not isinstance(data, dict):
+            raise ContractError(f"{where}: a JSON object was expected, not {type(data).__name__}.")
+        if data.get("version") != SCHEMA_VERSION:
             raise ContractError(
                 f"{where}: version {data.get('version')!r} is not one this embedfleet reads "
                 f"({SCHEMA_VERSION}). Upgrade the older of producer and worker."
             )
         try:
-            if isinstance(data, (str, bytes)):
-                return cls.parse(_loads(data, where), where)
             return cls.model_validate(data)
         except ValidationError as exc:
             raise ContractError(f"{where}: {describe(exc)}") from None
+
+    @classmethod
+    def loads(cls, text: bytes | str, where: str) -> Self:
+        """Validate JSON text. ``where`` names it in the ContractError."""
+        try:
+            return cls.parse(json.loads(text), where)
+        except (ValueError, RecursionError) as exc:
+            raise ContractError(f"{where}: not JSON ({exc}).") from None
 
     def dumps(self) -> str:
         """Canonical JSON: fields in the order of the class, no spaces."""
@@ -87,7 +98,7 @@ class Batch(Document):
     """A message: one batch of a job, by reference. The texts are in the job folder."""
 
     to: str = Field(description="URI of the store that holds the job folder.")
-    job: str = Field(pattern=r"^[a-z0-9-]{1,64}$")
+    job: str = Field(pattern=JOB_ID)
     batch: int = Field(ge=0, le=99_999_999)
     tokens: int = Field(ge=0, description="Estimated tokens, for the worker's credit.")
 
@@ -114,7 +125,7 @@ class Batching(BaseModel):
 class JobSpec(Document):
     """``job.json``: written first, once, and never changed."""
 
-    job: str = Field(pattern=r"^[a-z0-9-]{1,64}$")
+    job: str = Field(pattern=JOB_ID)
     parent: str | None = Field(
         default=None, description="Id of the job (in the same store) whose failed texts these are."
     )
@@ -166,15 +177,3 @@ def describe(exc: ValidationError) -> str:
         unknown = error["type"] == "extra_forbidden"
         said.append(f"unknown field {field!r}" if unknown else f"{field}: {error['msg']}")
     return "; ".join(said)
-
-
-def _loads(data: str | bytes, where: str) -> object:
-    import json
-
-    try:
-        loaded = json.loads(data)
-    except ValueError as exc:
-        raise ContractError(f"{where}: not JSON ({exc}).") from None
-    if not isinstance(loaded, dict):
-        raise ContractError(f"{where}: a JSON object was expected.")
-    return loaded

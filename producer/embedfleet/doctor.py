@@ -51,7 +51,7 @@ def store(settings: FleetSettings) -> Check:
     if settings.store is None:
         return Check("store", True, "none configured; give --to with each job")
     try:
-        found = Store(settings.store)
+        found = Store(settings.store, make=True)
         found.check_writable()
     except EmbedfleetError as exc:
         return Check("store", False, str(exc), "Make the folder writable, or correct EMBEDFLEET_STORE.")

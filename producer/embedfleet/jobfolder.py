@@ -43,7 +43,7 @@ class JobFolder:
         """``job.json``. Raises NotFound or ContractError."""
         path = self.path("job.json")
         try:
-            return JobSpec.parse(self.store.get(path), f"{self.store.uri}/{path}")
+            return JobSpec.loads(self.store.get(path), f"{self.store.uri}/{path}")
         except NotFound:
             raise NotFound(f"job {self.job}: there is none in {self.store.uri}.") from None
 
@@ -55,7 +55,7 @@ class JobFolder:
         """``sealed.json``, or None while the producer is not done."""
         path = self.path("sealed.json")
         try:
-            return Sealed.parse(self.store.get(path), f"{self.store.uri}/{path}")
+            return Sealed.loads(self.store.get(path), f"{self.store.uri}/{path}")
         except NotFound:
             return None
 
@@ -63,7 +63,7 @@ class JobFolder:
         """``manifest.json``, or None while parts are missing."""
         path = self.path("manifest.json")
         try:
-            return Manifest.parse(self.store.get(path), f"{self.store.uri}/{path}")
+            return Manifest.loads(self.store.get(path), f"{self.store.uri}/{path}")
         except NotFound:
             return None
 

@@ -161,11 +161,11 @@ def _from_folder(folder: Path) -> ModelProfile:
     prompts = _read(folder / "config_sentence_transformers.json", {}).get("prompts", {})
     limit = _read(folder / "sentence_bert_config.json", {}).get("max_seq_length")
     template, instructions = _query_prompt(prompts.get("query", ""))
-    full = int(config["hidden_size"])
+    full = _number(config, "hidden_size", folder)
     return ModelProfile(
         name=str(folder),
         dimensions=full,
-        max_tokens=int(limit or config["max_position_embeddings"]),
+        max_tokens=int(limit) if limit else _number(config, "max_position_embeddings", folder),
         pooling=_pooling_of(pooling, folder),
         parameters=sum(f.stat().st_size for f in folder.glob("*.safetensors")) // _bytes_per_weight(config),
         query_template=template,
@@ -173,6 +173,13 @@ def _from_folder(folder: Path) -> ModelProfile:
         min_dimensions=32 if config.get("is_matryoshka") else None,
         dtypes=("bfloat16", "float32"),
     )
+
+
+def _number(config: dict[str, Any], name: str, folder: Path) -> int:
+    value = config.get(name)
+    if not isinstance(value, int) or value < 1:
+        raise UnknownModel(f"model folder {str(folder)!r}: config.json has no {name}. It is not an embedding model's.")
+    return value
 
 
 def _query_prompt(prompt: str) -> tuple[str, dict[str, str]]:

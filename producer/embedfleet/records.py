@@ -56,7 +56,7 @@ def record_of(row: Mapping[str, Any], default_id: str | None, where: str, *, id_
         record_id = default_id
     else:
         raise InputError(f"{where}: no field {id_field!r}; it has {_names(row)}.")
-    columns = {_utf8(str(key)): as_column(row[key]) for key in row if key not in (id_field, text_field)}
+    columns = {_utf8(str(key)): _carried(key, row[key], where) for key in row if key not in (id_field, text_field)}
     return Record(record_id, row[text_field], _unreserved(columns))
 
 
@@ -64,7 +64,10 @@ def id_of(value: object, where: str) -> str:
     """An id as a string: any string with a UTF-8 form, or an integer. Raises InputError naming ``where``."""
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise InputError(f"{where}: the id is {type(value).__name__}; a string or an integer was expected.")
-    text = str(value)
+    try:
+        text = str(value)
+    except ValueError:
+        raise InputError(f"{where}: the id is an integer of thousands of digits.") from None
     if not text:
         raise InputError(f"{where}: the id is empty.")
     if not _has_utf8(text):
@@ -97,6 +100,13 @@ def _has_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _carried(key: object, value: object, where: str) -> str | None:
+    try:
+        return as_column(value)
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise InputError(f"{where}: field {str(key)!r} can't be carried along ({exc}). Leave it out.") from None
 
 
 def _utf8(text: str) -> str:

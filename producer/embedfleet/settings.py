@@ -6,8 +6,12 @@ Each field is at once an argument of ``Fleet``, an environment variable and a co
 import difflib
 import os
 import re
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
@@ -28,7 +32,7 @@ class FleetSettings(BaseSettings):
     """What producers, workers and the command line share. Use :func:`load`, whose errors are for people."""
 
     model_config = SettingsConfigDict(
-        env_prefix=_PREFIX, env_file=".env", toml_file="embedfleet.toml", extra="forbid", frozen=True
+        env_prefix=_PREFIX, env_file=".env", toml_file="embedfleet.toml", extra="ignore", frozen=True
     )
 
     broker_url: SecretStr | None = Field(default=None, description="Queue: redis://…, rediss://… or redis+socket://…")
@@ -49,7 +53,7 @@ class FleetSettings(BaseSettings):
     cache_url: SecretStr | None = Field(default=None, description="Redis of the vector cache; none: no cache.")
     cache_salt: SecretStr = Field(default=SecretStr(""), description="Separates the cache entries of tenants.")
     queue_prefix: str = Field(
-        default="embedfleet", pattern=r"^[a-z0-9-]{1,20}$", description="First part of queue names."
+        default="embedfleet", pattern=r"^[a-z0-9-]{1,18}$", description="First part of queue names."
     )
     lease_s: float = Field(
         default=30, ge=1, le=43_200, description="Seconds until a dead worker's batches go to another."
@@ -61,7 +65,9 @@ class FleetSettings(BaseSettings):
     @field_validator("allowed_stores", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+        return (
+            tuple(part.strip(" ") for part in value.split(",") if part.strip(" ")) if isinstance(value, str) else value
+        )
 
     @classmethod
     def settings_customise_sources(
@@ -86,13 +92,16 @@ class FleetSettings(BaseSettings):
 
 def load(**arguments: Any) -> FleetSettings:
     """Settings from every source; ``None`` arguments count as not given. Raises ConfigurationError."""
-    _refuse_unknown_variables()
+    given = {name: value for name, value in arguments.items() if value is not None}
+    _refuse_unknown(given, FleetSettings.model_fields, "argument {!r}")
+    _refuse_unknown(_toml(), FleetSettings.model_fields, "embedfleet.toml: {!r}")
+    variables = {_PREFIX + name.upper() for name in FleetSettings.model_fields}
+    for where, names in (("{}", os.environ), (".env: {}", _dotenv())):
+        _refuse_unknown([name for name in names if name.upper().startswith(_PREFIX)], variables, where)
     try:
-        return FleetSettings(**{name: value for name, value in arguments.items() if value is not None})
+        return FleetSettings(**given)
     except ValidationError as exc:
         raise ConfigurationError(f"configuration: {describe(exc)}. See `embedfleet config show`.") from None
-    except ValueError as exc:  # malformed TOML
-        raise ConfigurationError(f"embedfleet.toml: {exc}") from None
 
 
 def mask_url(url: str) -> str:
@@ -101,7 +110,7 @@ def mask_url(url: str) -> str:
     >>> mask_url("redis://me:secret@host:6379/0?password=secret")
     'redis://me:***@host:6379/0?password=***'
     """
-    authority = re.sub(r"(?<=://)([^/@]*?):([^/]*)@", r"\1:***@", url)
+    authority = re.sub(r"(?<=://)([^:/@\s]*):(\S*)@", r"\1:***@", url)
     return re.sub(r"([?&]password=)[^&]*", r"\1***", authority)
 
 
@@ -116,10 +125,26 @@ def _clear(value: object) -> str:
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
-def _refuse_unknown_variables() -> None:
-    known = {_PREFIX + name.upper() for name in FleetSettings.model_fields}
-    for name in sorted(os.environ):
-        if name.startswith(_PREFIX) and name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {close[0]}?" if close else f" Known: {', '.join(sorted(known))}."
-            raise ConfigurationError(f"{name}: no such setting.{hint}")
+def _refuse_unknown(names: Iterable[str], known: Iterable[str], where: str) -> None:
+    """A setting that is misspelt would be one that is not set."""
+    for name in sorted(set(names) - set(known)):
+        bare = {setting.removeprefix(_PREFIX): setting for setting in known}  # the prefix makes all look alike
+        close = difflib.get_close_matches(name.removeprefix(_PREFIX), bare, n=1)
+        hint = f" Did you mean {bare[close[0]]}?" if close else f" Known: {', '.join(sorted(known))}."
+        raise ConfigurationError(f"{where.format(name)}: no such setting.{hint}")
+
+
+def _toml() -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path("embedfleet.toml").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as exc:
+        raise ConfigurationError(f"embedfleet.toml: {exc}.") from None
+
+
+def _dotenv() -> dict[str, str | None]:
+    try:
+        return dotenv_values(".env")
+    except (OSError, ValueError) as exc:
+        raise ConfigurationError(f".env: {exc}.") from None

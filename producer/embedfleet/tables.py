@@ -106,7 +106,7 @@ def write_input(records: Sequence[Record], tokens: int) -> bytes:
 def read_input(data: bytes, where: str) -> Input:
     """An input file's ids and texts. Raises ContractError naming ``where``."""
     table, info = _from_bytes(data, where, ["id", "text"])
-    return Input(table["id"].to_pylist(), table["text"].to_pylist(), InputInfo.parse(info, where))
+    return Input(table["id"].to_pylist(), table["text"].to_pylist(), InputInfo.loads(info, where))
 
 
 def read_records(data: bytes, where: str) -> list[Record]:
@@ -169,18 +169,18 @@ def part_schema(dimensions: int, encoding: Encoding) -> Any:
 def read_part(data: bytes, where: str) -> tuple[Any, PartInfo]:
     """A part as a pyarrow Table with its metadata. Raises ContractError naming ``where``."""
     table, info = _from_bytes(data, where)
-    return table, PartInfo.parse(info, where)
+    return table, PartInfo.loads(info, where)
 
 
 def read_part_info(tail: Callable[[int], bytes], where: str) -> PartInfo:
     """A part's metadata from its end; ``tail(n)`` gives the file's last n bytes."""
-    return PartInfo.parse(_info(_footer(tail, where).metadata, where), where)
+    return PartInfo.loads(_info(_footer(tail, where).metadata, where), where)
 
 
 def read_input_info(tail: Callable[[int], bytes], where: str) -> tuple[InputInfo, int]:
     """An input file's metadata and number of texts, from its end."""
     footer = _footer(tail, where)
-    return InputInfo.parse(_info(footer.metadata, where), where), footer.num_rows
+    return InputInfo.loads(_info(footer.metadata, where), where), footer.num_rows
 
 
 def vectors_of(table: Any) -> "np.ndarray[Any, Any]":
@@ -198,7 +198,10 @@ def storable(text: object) -> bool:
 
 
 def _hashable(text: object) -> object:
-    return text if isinstance(text, str) else [type(text).__name__]
+    if not isinstance(text, str):
+        return [type(text).__name__]
+    # What has no UTF-8 form is wrapped: JSON would write two halves of a pair as it writes the whole.
+    return text if storable(text) else ["str", ascii(text)]
 
 
 def _embeddings(outcomes: Outcomes, encoding: Encoding) -> Any:
@@ -225,7 +228,7 @@ def _to_bytes(table: Any, info: Document, dictionary: bool | list[str]) -> bytes
     return data
 
 
-def _from_bytes(data: bytes, where: str, columns: list[str] | None = None) -> tuple[Any, dict[str, Any]]:
+def _from_bytes(data: bytes, where: str, columns: list[str] | None = None) -> tuple[Any, bytes]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -251,8 +254,7 @@ def _footer(tail: Callable[[int], bytes], where: str) -> Any:
         raise ContractError(f"{where}: not a Parquet file of embedfleet ({str(exc).splitlines()[0]}).") from None
 
 
-def _info(metadata: dict[bytes, bytes] | None, where: str) -> dict[str, Any]:
+def _info(metadata: dict[bytes, bytes] | None, where: str) -> bytes:
     if not metadata or _METADATA_KEY not in metadata:
         raise ContractError(f"{where}: it has no embedfleet metadata; something else wrote it.")
-    loaded: dict[str, Any] = json.loads(metadata[_METADATA_KEY])
-    return loaded
+    return metadata[_METADATA_KEY]

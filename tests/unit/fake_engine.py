@@ -1,0 +1,85 @@
+"""An engine for tests: deterministic unit vectors, counted calls, and whatever failure a test asks of it."""
+
+import hashlib
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedfleet_worker.engine.base import Embedded, Identity, Priority, Tokens
+
+IDENTITY = Identity(
+    engine="fake",
+    engine_version="1",
+    model="a model",
+    revision=None,
+    weights="0" * 64,
+    dtype="float32",
+    quantization=None,
+    pooling="mean",
+)
+
+
+class FakeEngine:
+    """One token a word and one at the end. ``spoiled``: wrong vectors by prompt; ``refused``: reasons by prompt."""
+
+    def __init__(self, dimensions: int = 8, max_tokens: int = 12, weights: str = IDENTITY.weights) -> None:
+        self.identity = replace(IDENTITY, weights=weights)
+        self.dimensions = dimensions
+        self.max_tokens = max_tokens
+        self.dead = threading.Event()
+        self.spoiled: dict[str, NDArray[np.float32]] = {}
+        self.refused: dict[str, str] = {}
+        self.failure: BaseException | None = None
+        self.before: Callable[[], object] = lambda: None
+        """Called when vectors are wanted, in the thread that wants them."""
+        self.asked: list[list[str]] = []
+        self.priorities: list[Priority] = []
+
+    @property
+    def computed(self) -> list[str]:
+        """Every prompt a vector was computed for, in order."""
+        return [prompt for call in self.asked for prompt in call]
+
+    def vector(self, prompt: str) -> NDArray[np.float32]:
+        """What this engine gives for a prompt."""
+        seed = hashlib.sha256(f"{self.identity.weights}{prompt}".encode()).digest()
+        vector = np.random.default_rng(list(seed)).standard_normal(self.dimensions).astype(np.float32)
+        return vector / np.linalg.norm(vector)
+
+    def tokenise(self, prompts: Sequence[str], *, truncate: bool) -> list[Tokens]:
+        return [self._tokens(prompt, truncate) for prompt in prompts]
+
+    def embed(self, prompts: Sequence[Tokens], priority: Priority) -> "Future[Embedded]":
+        self.before()
+        self.asked.append([tokens.prompt for tokens in prompts])
+        self.priorities.append(priority)
+        future: Future[Embedded] = Future()
+        if self.failure is not None:
+            future.set_exception(self.failure)
+        else:
+            errors = {row: self.refused[t.prompt] for row, t in enumerate(prompts) if t.prompt in self.refused}
+            future.set_result(Embedded(self._vectors(prompts), errors))
+        return future
+
+    def close(self) -> None:
+        pass
+
+    def _tokens(self, prompt: str, truncate: bool) -> Tokens:
+        count = len(prompt.split()) + 1
+        if count <= self.max_tokens:
+            return Tokens(prompt, list(range(count)), count)
+        if not truncate:
+            return Tokens(prompt, [], count, too_long=count)
+        return Tokens(prompt, list(range(self.max_tokens)), self.max_tokens, truncated=True)
+
+    def _vectors(self, prompts: Sequence[Tokens]) -> "np.ndarray[object, np.dtype[object]]":
+        vectors = [self.spoiled.get(tokens.prompt, self.vector(tokens.prompt)) for tokens in prompts]
+        if len({vector.shape for vector in vectors}) == 1:
+            return np.stack(vectors)
+        ragged = np.empty(len(vectors), dtype=object)  # an engine that gives one vector of another length
+        ragged[:] = vectors
+        return ragged

@@ -1,0 +1,160 @@
+"""The broker when it works and when it does not: bounded time, our errors only, never a password."""
+
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from tenacity import stop_after_attempt, wait_none
+
+from embedfleet import broker as module
+from embedfleet.broker import Broker
+from embedfleet.contract import Batch
+from embedfleet.errors import BrokerUnavailable, ConfigurationError, WaitTimeout
+from embedfleet.settings import load
+from tests.unit.redis_server import RedisServer
+
+BATCH = Batch(to="file:///data", job="j-1", batch=0, tokens=1)
+CALLS: dict[str, Callable[[Broker], object]] = {
+    "check": lambda broker: broker.check(),
+    "clock": lambda broker: broker.clock(),
+    "depth": lambda broker: broker.depth("q"),
+    "publish": lambda broker: broker.publish(BATCH, "q"),
+    "reply": lambda broker: broker.reply("key", b"answer"),
+    "await_reply": lambda broker: broker.await_reply("key", 1),
+    "announce": lambda broker: broker.announce("q", "worker", 30),
+    "workers": lambda broker: broker.workers("q"),
+    "dead_letter": lambda broker: broker.dead_letter({}, "reason"),
+}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def closed() -> Iterator[Broker]:
+    """A broker at a port where nobody listens."""
+    unreachable = Broker(load(broker_url=f"redis://me:very-secret@127.0.0.1:{free_port()}/0"))
+    yield unreachable
+    unreachable.close()
+
+
+@pytest.fixture
+def _one_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PUBLISH_POLICY", module._PUBLISH_POLICY.copy(stop=stop_after_attempt(1)))
+
+
+@pytest.mark.usefixtures("_one_attempt")
+@pytest.mark.parametrize("name", CALLS)
+def test_a_broker_that_is_not_there_is_named_at_once_and_its_password_never(closed: Broker, name: str) -> None:
+    begun = time.monotonic()
+    named = r"^broker redis://me:\*\*\*@127.0.0.1:\d+/0: it can't be reached"
+    with pytest.raises(BrokerUnavailable, match=named) as met:
+        CALLS[name](closed)
+    assert time.monotonic() - begun < 2
+    assert "very-secret" not in "".join(traceback.format_exception(met.value))
+    assert met.value.__cause__ is None
+
+
+def test_publishing_is_tried_four_times(closed: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PUBLISH_POLICY", module._PUBLISH_POLICY.copy(wait=wait_none()))
+    attempts: list[object] = []
+
+    def refuse(*_: object, **__: object) -> None:
+        attempts.append(None)
+        raise OSError("refused")
+
+    monkeypatch.setattr(closed.app, "send_task", refuse)
+    with pytest.raises(BrokerUnavailable):
+        closed.publish(BATCH, "q")
+    assert len(attempts) == 4
+
+
+def test_publishing_goes_on_when_the_broker_is_back(
+    broker: Broker, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, refusals = broker.app.send_task, iter([OSError("refused")])
+
+    def refuse_at_first(*args: Any, **kwargs: Any) -> None:
+        for refusal in refusals:
+            raise refusal
+        send(*args, **kwargs)
+
+    monkeypatch.setattr(broker.app, "send_task", refuse_at_first)
+    broker.publish(BATCH, "q")
+    assert broker.depth("q") == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        (None, "no broker: set EMBEDFLEET_BROKER_URL"),
+        ("amqp://me:very-secret@host//", "amqp is not supported"),
+        ("localhost:6379", "is not supported"),
+        ("redis://me:very-secret@host:port/0", "broker "),
+        ("redis://me:very-secret@host:99999/0", "broker "),
+        ("redis://:very/secret@host:6379/0", "broker "),
+        ("redis://[", "broker "),
+        ("redis://host/0?socket_timeout=soon", "broker "),
+    ],
+)
+def test_an_address_that_is_none_is_a_configuration_error(url: str | None, said: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        Broker(load(broker_url=url))
+    assert said in str(refused.value)
+    assert "secret" not in str(refused.value)
+
+
+# When it works
+
+
+def test_a_reply_is_waited_for(broker: Broker) -> None:
+    waiting = threading.Timer(0.05, broker.reply, ("key", b"answer"))
+    waiting.start()
+    assert broker.await_reply("key", 10) == b"answer"
+    waiting.join()
+
+
+def test_a_reply_that_does_not_come_is_a_timeout(broker: Broker) -> None:
+    begun = time.monotonic()
+    with pytest.raises(WaitTimeout, match=r"no answer within 0.05 s. Is a worker for this model running\?"):
+        broker.await_reply("key", 0.05)
+    assert time.monotonic() - begun < 2
+
+
+def test_the_workers_of_a_queue_are_those_that_lately_said_so(broker: Broker, redis_server: RedisServer) -> None:
+    broker.announce("q", "b", 30)
+    broker.announce("q", "a", 30)
+    broker.announce("another", "c", 30)
+    assert broker.workers("q") == ["a", "b"]
+    assert 29_000 < redis_server.client.pttl("q-worker-a") <= 30_000
+
+
+def test_the_depth_counts_what_waits(broker: Broker) -> None:
+    assert broker.depth("q") == 0
+    for _ in range(3):
+        broker.publish(BATCH, "q")
+    assert broker.depth("q") == 3
+
+
+def test_many_threads_may_publish_at_once(broker: Broker) -> None:
+    threads = [threading.Thread(target=lambda: [broker.publish(BATCH, "q") for _ in range(20)]) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert broker.depth("q") == 160
+
+
+def test_the_queue_belongs_to_prefix_model_revision_and_lane() -> None:
+    def queue(**settings: object) -> str:
+        return Broker(load(broker_url="redis://localhost", **settings)).queue("a model", "bulk")
+
+    assert queue() != queue(queue_prefix="other")
+    assert queue() != queue(revision="v2")

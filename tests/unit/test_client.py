@@ -1,0 +1,116 @@
+"""Fleet: what is checked before anything is queued, and looking a job up."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedfleet import EmbedSettings, Fleet
+from embedfleet.errors import BrokerUnavailable, ConfigurationError, InputError, NotFound, SettingsError, TextError
+from tests.unit.redis_server import RedisServer
+
+
+@pytest.fixture
+def fleet(redis_server: RedisServer, tmp_path: Path) -> Any:
+    with Fleet(broker_url=redis_server.url, store=str(tmp_path / "store")) as connected:
+        yield connected
+
+
+def nothing_happened(fleet: Fleet, server: RedisServer, folder: Path) -> bool:
+    return not server.client.keys() and not list(folder.rglob("job.json"))
+
+
+# Looking a job up
+
+
+@pytest.mark.parametrize("name", ["j-1", "", ".", "..", "../j-1", "a b", "a\0b", "\ud800", "~", "j-1/../.."])
+def test_a_job_that_is_not_there_is_not_found(fleet: Fleet, name: str) -> None:
+    with pytest.raises(NotFound):
+        fleet.job(name)
+
+
+def test_looking_a_job_up_makes_no_folder(fleet: Fleet, tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        fleet.job(str(tmp_path / "a typo" / "j-1"))
+    assert not (tmp_path / "a typo").exists()
+
+
+def test_a_job_is_found_by_id_path_and_uri(fleet: Fleet, tmp_path: Path) -> None:
+    job = fleet.submit(["a text"])
+    for name in (job.id, str(tmp_path / "store" / job.id), job.uri, job.uri + "/"):
+        assert fleet.job(name).id == job.id
+
+
+# Before anything is queued
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [EmbedSettings(dimensions=17), EmbedSettings(instruction="x"), EmbedSettings(model="nobody/knows")],
+    ids=["dimensions", "instruction", "model"],
+)
+def test_settings_the_model_cannot_satisfy_queue_nothing(
+    fleet: Fleet, redis_server: RedisServer, tmp_path: Path, settings: EmbedSettings
+) -> None:
+    with pytest.raises(SettingsError):
+        fleet.submit(["a text"], settings=settings)
+    with pytest.raises(SettingsError):
+        fleet.embed(["a text"], settings=settings)
+    assert nothing_happened(fleet, redis_server, tmp_path)
+
+
+def test_a_broker_that_is_not_there_leaves_no_job(tmp_path: Path) -> None:
+    nowhere = f"redis+socket://{tmp_path}/nowhere.sock"
+    with Fleet(broker_url=nowhere, store=str(tmp_path)) as fleet, pytest.raises(BrokerUnavailable):
+        fleet.submit(["a text"])
+    assert not list(tmp_path.rglob("job.json"))
+
+
+def test_without_a_store_it_says_how_to_give_one(redis_server: RedisServer) -> None:
+    with Fleet(broker_url=redis_server.url) as fleet, pytest.raises(ConfigurationError, match="EMBEDFLEET_STORE"):
+        fleet.submit(["a text"])
+
+
+@pytest.mark.parametrize("texts", ["a text", [], ()])
+def test_embed_takes_a_list_of_texts(fleet: Fleet, redis_server: RedisServer, texts: Any) -> None:
+    with pytest.raises(InputError, match="a list of at least one text"):
+        fleet.embed(texts)
+    assert redis_server.client.keys() == []
+
+
+def test_embed_names_every_bad_text_without_asking_a_worker(fleet: Fleet, redis_server: RedisServer) -> None:
+    with pytest.raises(TextError) as refused:
+        fleet.embed(["fine", "", "fine", None])  # type: ignore[list-item]
+    assert set(refused.value.errors) == {1, 3}
+    assert str(refused.value).startswith("text 1 has no vector: empty: ")
+    assert redis_server.client.keys() == []
+
+
+def test_embed_refuses_more_than_fits_a_message(fleet: Fleet, redis_server: RedisServer) -> None:
+    with pytest.raises(InputError, match="Use submit for as much"):
+        fleet.embed(["x" * 600_000, "y" * 600_000])
+    assert redis_server.client.keys() == []
+
+
+# Jobs
+
+
+def test_the_same_key_is_the_same_job(fleet: Fleet) -> None:
+    first = fleet.submit(["a", "b"], key="k")
+    assert fleet.submit(["a", "b"], key="k").id == first.id
+    assert fleet.submit(["a", "b"], key="another").id != first.id
+    assert fleet.submit(["a", "b"]).id != fleet.submit(["a", "b"]).id
+
+
+def test_a_job_says_where_it_is(fleet: Fleet) -> None:
+    job = fleet.submit(["a", "b"])
+    assert (job.status().state, job.status().batches, job.status().texts) == ("running", 1, 2)
+    job.cancel()
+    assert job.status().state == "cancelled"
+
+
+def test_what_was_lost_is_published_again(fleet: Fleet, redis_server: RedisServer) -> None:
+    job = fleet.submit(["a", "b"])
+    redis_server.client.flushall()
+    fleet.republish(job)
+    assert fleet.broker.depth(fleet.broker.queue(fleet.settings.model, "bulk")) == 1

@@ -1,0 +1,78 @@
+"""The synthetic engine: what every engine promises, at a set speed, and vectors nobody takes for a model's."""
+
+import time
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedfleet.errors import EngineUnavailable
+from embedfleet.models import DEFAULT_MODEL, profile_of
+from embedfleet.settings import load
+from embedfleet.synthetic import synthetic_vectors
+from embedfleet_worker.engine.base import Priority, Tokens
+from embedfleet_worker.engine.synthetic import SyntheticEngine
+
+
+def engine(**settings: Any) -> SyntheticEngine:
+    return SyntheticEngine(profile_of(DEFAULT_MODEL), load(engine="synthetic", **settings))
+
+
+def embed(made: SyntheticEngine, *texts: str) -> "Future[Any]":
+    return made.embed(made.tokenise(texts, truncate=False), Priority.BULK)
+
+
+@given(st.lists(st.text(max_size=20), min_size=1, max_size=5), st.integers(1, 64))
+def test_the_same_text_gives_the_same_unit_vector_and_another_text_another(texts: list[str], dimensions: int) -> None:
+    vectors = synthetic_vectors(texts, dimensions)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    for row, text in enumerate(texts):
+        assert vectors[row].tobytes() == synthetic_vectors([text], dimensions).tobytes()
+
+
+def test_it_says_what_it_is() -> None:
+    made = engine()
+    assert (made.identity.engine, made.identity.weights) == ("synthetic", "synthetic")
+    made.close()
+
+
+def test_vectors_come_in_order() -> None:
+    made = engine()
+    vectors = embed(made, "a", "b", "a").result(10).vectors
+    assert vectors.shape == (3, 384)
+    assert vectors[0].tobytes() == vectors[2].tobytes() != vectors[1].tobytes()
+    made.close()
+
+
+def test_its_speed_is_the_one_that_was_set() -> None:
+    made = engine(synthetic_texts_per_s=200)
+    begun = time.monotonic()
+    embed(made, *["a"] * 40).result(10)
+    assert 0.2 <= time.monotonic() - begun < 1
+    made.close()
+
+
+def test_a_text_over_the_limit_is_too_long_or_cut() -> None:
+    made = engine(max_tokens=16)
+    (long,) = made.tokenise(["x" * 400], truncate=False)
+    assert long.too_long == 102
+    assert made.tokenise(["x" * 400], truncate=True) == [Tokens("x" * 400, [], 16, truncated=True)]
+    made.close()
+
+
+def test_what_is_under_way_when_it_closes_can_be_given_back() -> None:
+    made = engine(synthetic_texts_per_s=10)
+    under_way = [embed(made, *["a"] * 100) for _ in range(3)]
+    made.close()
+    for future in under_way[1:]:
+        assert isinstance(future.exception(timeout=10), EngineUnavailable)
+
+
+def test_what_comes_after_it_closed_can_be_given_back() -> None:
+    made = engine()
+    made.close()
+    with pytest.raises(EngineUnavailable):
+        embed(made, "a").result(10)

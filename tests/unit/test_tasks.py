@@ -1,0 +1,509 @@
+"""A worker's tasks on a real store and a real Redis: a message ends as a part, a reply, a dead letter or a give-back.
+
+Nothing but GiveBack ever leaves a task, because Celery loses the message of a task that raises.
+"""
+
+import json
+import threading
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tenacity import wait_none
+
+from embedfleet.broker import Broker
+from embedfleet.contract import Batch, Batching, EmbedSettings, JobSpec, Request
+from embedfleet.errors import BrokerUnavailable, EngineUnavailable, StoreUnavailable
+from embedfleet.jobfolder import JobFolder
+from embedfleet.models import DEFAULT_MODEL, profile_of, resolve
+from embedfleet.records import Record
+from embedfleet.settings import load
+from embedfleet.store import Store
+from embedfleet.submission import submit
+from embedfleet.tables import read_part, vectors_of
+from embedfleet_worker import tasks as module
+from embedfleet_worker.engine.base import Priority
+from embedfleet_worker.pipeline import NoCache, Pipeline
+from embedfleet_worker.tasks import GiveBack, Tasks
+from tests.unit.fake_engine import FakeEngine
+from tests.unit.redis_server import RedisServer, running_redis
+
+JOB = "j-1"
+TEXTS = ["a", "", "b", "c"]
+SETTINGS = resolve(EmbedSettings(), DEFAULT_MODEL)
+ANY_EXCEPTION = [
+    ValueError("a text"),
+    KeyError("a text"),
+    MemoryError(),
+    RecursionError("maximum recursion depth exceeded"),
+    AssertionError(),
+    OSError(28, "No space left on device"),
+    UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"),
+    TimeoutError(),
+    CancelledError(),
+    StopIteration(),
+    ZeroDivisionError(),
+    type("SomebodyElses", (Exception,), {})("?"),
+]
+
+
+class Worker:
+    """Tasks with a fake engine, and what can be seen of them from outside."""
+
+    def __init__(self, store: Store, broker: Broker, server: RedisServer, weights: str = "0" * 64) -> None:
+        self.store = store
+        self.server = server
+        self.folder = JobFolder(store, JOB)
+        self.engine = FakeEngine(dimensions=384, weights=weights)
+        self.tasks = Tasks(
+            Pipeline(self.engine, profile_of(DEFAULT_MODEL), NoCache()), broker, DEFAULT_MODEL, (store.uri,)
+        )
+
+    def submit(self, settings: EmbedSettings = SETTINGS, texts: list[Any] = TEXTS) -> dict[str, Any]:
+        """Submit a job of one batch; its message."""
+        spec = JobSpec(job=JOB, created_at="2026-11-20T14:00:00+00:00", settings=settings, batching=Batching())
+        messages: list[Batch] = []
+        submit(self.folder, spec, [Record(f"id-{row}", text) for row, text in enumerate(texts)], messages.append)
+        return messages[0].model_dump(mode="json")
+
+    def part(self) -> list[dict[str, Any]]:
+        return read_part(self.store.get(self.folder.part_path(0)), "part")[0].to_pylist()
+
+    def errors(self) -> list[str | None]:
+        return [row["error"] for row in self.part()]
+
+    def dead_letters(self) -> list[dict[str, Any]]:
+        return [json.loads(letter) for letter in self.server.client.lrange("embedfleet-dead", 0, -1)]
+
+    def files(self) -> dict[str, bytes]:
+        """Everything below the store's parent: nothing outside the store is to change either."""
+        root = self.store.folder.parent
+        return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+    def reason(self) -> str:
+        (letter,) = self.dead_letters()
+        return str(letter["reason"])
+
+
+@pytest.fixture
+def worker(store: Store, broker: Broker, redis_server: RedisServer) -> Worker:
+    return Worker(store, broker, redis_server)
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_between_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_STORE_POLICY", module._STORE_POLICY.copy(wait=wait_none()))
+
+
+# A batch
+
+
+def test_a_batch_becomes_a_part_with_an_outcome_for_every_text(worker: Worker) -> None:
+    worker.tasks.embed(worker.submit())
+    assert [row["id"] for row in worker.part()] == ["id-0", "id-1", "id-2", "id-3"]
+    assert worker.errors() == [None, "empty", None, None]
+    assert worker.part()[2]["embedding"] == worker.engine.vector("b").tolist()
+    assert worker.dead_letters() == []
+    assert worker.engine.priorities == [Priority.BULK]
+
+
+def test_a_part_says_which_job_and_batch_it_is_and_what_made_it(worker: Worker) -> None:
+    worker.tasks.embed(worker.submit())
+    info = worker.folder.part_info(0)
+    assert (info.job, info.batch, info.totals.texts, info.totals.errors) == (JOB, 0, 4, 1)
+    assert info.provenance["model"] == "a model"
+    assert info.provenance["dimensions"] == 384
+
+
+def test_a_part_that_is_there_means_that_nothing_is_left_to_do(worker: Worker) -> None:
+    message = worker.submit()
+    worker.folder.write_part(0, b"another worker's")
+    before = worker.files()
+    worker.tasks.embed(message)
+    assert worker.files() == before
+    assert worker.engine.asked == []
+    assert worker.dead_letters() == []
+
+
+def test_a_cancelled_job_ends_with_that_error_for_every_text(worker: Worker) -> None:
+    message = worker.submit()
+    worker.folder.cancel()
+    worker.tasks.embed(message)
+    assert worker.errors() == ["cancelled"] * 4
+    assert worker.engine.asked == []
+
+
+def test_texts_the_producer_could_not_store_keep_their_reasons(worker: Worker) -> None:
+    worker.tasks.embed(worker.submit(texts=["a", None, "\ud800", 5]))
+    assert worker.errors() == [None, "not_a_string", "lone_surrogate", "not_a_string"]
+    assert worker.part()[3]["error_message"] == "the text is int; a string was expected"
+
+
+def test_settings_this_worker_cannot_satisfy_are_each_texts_error(worker: Worker) -> None:
+    worker.tasks.embed(worker.submit(SETTINGS.model_copy(update={"dimensions": 17})))
+    assert worker.errors() == ["dead_letter"] * 4
+    assert "gives only 384" in worker.part()[0]["error_message"]
+    assert worker.dead_letters() == []
+
+
+def test_two_workers_with_the_same_batch_leave_one_part(
+    store: Store, broker: Broker, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    workers = [Worker(store, broker, redis_server, weights=digit * 64) for digit in "01"]
+    message = workers[0].submit()
+    both_compute = threading.Barrier(2)
+    for one in workers:
+        one.engine.before = both_compute.wait
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(one.tasks.embed, message) for one in workers]:
+            done.result(timeout=30)
+    part = workers[0].part()
+    expected = [[one.engine.vector(text).tolist() for text in ("a", "b", "c")] for one in workers]
+    assert [row["embedding"] for row in part if row["error"] is None] in expected, "one worker's, and all of it"
+    assert list(workers[0].folder.parts()) == [0]
+    assert caplog.text.count("another worker was first") == 1
+    assert workers[0].dead_letters() == []
+
+
+# Messages nobody can do
+
+
+def test_a_model_this_worker_does_not_run_is_a_dead_letter_and_the_folder_stays_as_it_was(worker: Worker) -> None:
+    message = worker.submit(SETTINGS.model_copy(update={"model": "Qwen/Qwen3-Embedding-8B", "dimensions": 4096}))
+    before = worker.files()
+    worker.tasks.embed(message)
+    assert worker.files() == before
+    assert worker.engine.asked == []
+    assert worker.dead_letters()[0]["message"] == message
+    assert "model 'Qwen/Qwen3-Embedding-8B': this worker runs" in worker.reason()
+
+
+FOREIGN_STORES = {
+    "elsewhere": "{root}/outside",
+    "its parent": "{root}",
+    "dots": "{root}/store/../outside",
+    "dots in a URI": "file://{root}/store/../outside",
+    "dots in percent signs": "file://{root}/store/%2e%2e/outside",
+    "a slash in percent signs": "file://{root}/store%2f..%2foutside",
+    "more after the name": "{root}/store-evil",
+    "more after the name in a URI": "file://{root}/store-evil",
+    "through a link inside": "{root}/store/link",
+    "through a link and back": "{root}/store/link/../store-evil",
+    "upper case": "{root}/STORE",
+    "a URI without an authority": "file:{root}/outside",
+    "a URI with an authority": "file://localhost{root}/outside",
+    "a query": "file://{root}/outside?/store",
+    "nothing": "",
+    "another scheme": "s3://bucket/vectors",
+    "another scheme with credentials": "s3://key:secret@bucket/vectors",
+    "the root": "/",
+    "no URI": "file://[",
+    "a NUL": "{root}/store/\0",
+    "a home that is not there": "~nosuchuser/store",
+    "a lone surrogate": "{root}/store/\ud800",
+    "a long name": "{root}/" + "a" * 5000,
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN_STORES)
+def test_a_store_outside_the_allowed_ones_is_a_dead_letter_and_is_not_touched(
+    worker: Worker, tmp_path: Path, kind: str
+) -> None:
+    """The job is really there, so that only the refusal keeps the worker from writing a part."""
+    message = worker.submit()
+    for name in ("outside", "store-evil", "STORE"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / JOB).symlink_to(tmp_path / "store" / JOB)
+    (tmp_path / "store" / "link").symlink_to(tmp_path / "outside")
+    before, folders = worker.files(), sorted(tmp_path.rglob("*"))
+    worker.tasks.embed({**message, "to": FOREIGN_STORES[kind].format(root=tmp_path)})
+    assert worker.files() == before
+    assert sorted(tmp_path.rglob("*")) == folders, "no folder was made either"
+    assert worker.engine.asked == []
+    assert len(worker.dead_letters()) == 1
+
+
+@pytest.mark.parametrize(
+    "to", ["{root}/store", "{root}/store/", "file://{root}/store", "{root}/./store", "{root}/outside/../store"]
+)
+def test_the_allowed_store_may_be_spelt_in_other_ways(worker: Worker, tmp_path: Path, to: str) -> None:
+    worker.tasks.embed({**worker.submit(), "to": to.format(root=tmp_path)})
+    assert worker.errors() == [None, "empty", None, None]
+
+
+def test_a_folder_below_the_allowed_store_is_allowed(worker: Worker, tmp_path: Path) -> None:
+    below = Worker(Store(str(tmp_path / "store" / "team" / "a"), make=True), worker.tasks.broker, worker.server)
+    worker.tasks.embed(below.submit())
+    assert below.errors() == [None, "empty", None, None]
+
+
+UNDECODABLE: dict[str, object] = {
+    "nothing": None,
+    "a number": 5,
+    "a string": "batch 7",
+    "a list": [1, 2],
+    "an empty object": {},
+    "another version": {"version": 2, "to": "/", "job": "j-1", "batch": 0, "tokens": 1},
+    "an unknown field": {"version": 1, "to": "/", "job": "j-1", "batch": 0, "tokens": 1, "settings": {}},
+    "a field too few": {"version": 1, "to": "/", "job": "j-1", "batch": 0},
+    "a path for a job": {"version": 1, "to": "/", "job": "../j-1", "batch": 0, "tokens": 1},
+    "JSON in JSON": "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("kind", UNDECODABLE)
+@pytest.mark.parametrize("task", ["embed", "answer"])
+def test_a_message_nobody_can_read_is_a_dead_letter(worker: Worker, task: str, kind: str) -> None:
+    getattr(worker.tasks, task)(UNDECODABLE[kind])
+    assert worker.reason().startswith("message: ")
+    assert worker.engine.asked == []
+
+
+def test_a_job_that_is_not_there_is_a_dead_letter(worker: Worker) -> None:
+    message = worker.submit()
+    worker.tasks.embed({**message, "job": "j-2"})
+    assert "job j-2: there is none" in worker.reason()
+
+
+def test_a_batch_that_is_not_there_is_a_dead_letter(worker: Worker) -> None:
+    worker.tasks.embed({**worker.submit(), "batch": 5})
+    assert "00000005.parquet" in worker.reason()
+
+
+@pytest.mark.parametrize("name", ["job.json", "input/00000000.parquet"])
+@pytest.mark.parametrize("content", [b"", b"{", b'{"version":2}', b"\xff", b"[" * 100_000, b"PAR1PAR1", b"null"])
+def test_a_job_folder_nobody_can_read_is_a_dead_letter(worker: Worker, name: str, content: bytes) -> None:
+    message = worker.submit()
+    (worker.store.folder / JOB / name).write_bytes(content)
+    worker.tasks.embed(message)
+    assert name in worker.reason()
+    assert not worker.folder.has_part(0)
+
+
+# Give-backs: another try, here or elsewhere, may succeed
+
+
+def test_an_engine_that_is_gone_gives_the_batch_back(worker: Worker) -> None:
+    message = worker.submit()
+    worker.engine.failure = EngineUnavailable("it broke")
+    with pytest.raises(GiveBack, match="it broke"):
+        worker.tasks.embed(message)
+    assert not worker.folder.has_part(0)
+    assert worker.dead_letters() == []
+
+
+def test_a_store_that_is_gone_gives_the_batch_back(worker: Worker, tmp_path: Path) -> None:
+    message = worker.submit()
+    (tmp_path / "store").rename(tmp_path / "away")
+    (tmp_path / "store").write_text("a file in its place")
+    with pytest.raises(GiveBack):
+        worker.tasks.embed(message)
+    assert worker.dead_letters() == []
+
+
+@pytest.mark.parametrize("in_the_way", ["a file", "a link to nowhere"])
+def test_a_batch_is_never_taken_for_committed_because_something_is_in_the_way(worker: Worker, in_the_way: str) -> None:
+    message = worker.submit()
+    parts = worker.store.folder / JOB / "parts"
+    if in_the_way == "a file":
+        parts.write_text("a file in its place")
+    else:
+        parts.symlink_to("nowhere")
+    with pytest.raises(GiveBack):
+        worker.tasks.embed(message)
+
+
+def test_a_store_that_refuses_for_a_moment_is_asked_again(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = worker.submit()
+    refusals = iter([StoreUnavailable("busy"), StoreUnavailable("busy")])
+    write = JobFolder.write_part
+
+    def busy_at_first(folder: JobFolder, batch: int, data: bytes) -> bool:
+        for refusal in refusals:
+            raise refusal
+        return write(folder, batch, data)
+
+    monkeypatch.setattr(JobFolder, "write_part", busy_at_first)
+    worker.tasks.embed(message)
+    assert worker.errors() == [None, "empty", None, None]
+
+
+def test_a_part_whose_answer_was_lost_is_found_and_kept(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = worker.submit()
+    write = JobFolder.write_part
+
+    def written_but_not_heard(folder: JobFolder, batch: int, data: bytes) -> bool:
+        if write(folder, batch, data):
+            raise StoreUnavailable("the answer was lost")
+        return False
+
+    monkeypatch.setattr(JobFolder, "write_part", written_but_not_heard)
+    worker.tasks.embed(message)
+    assert worker.errors() == [None, "empty", None, None]
+    assert len(worker.engine.asked) == 1
+
+
+def test_a_dead_letter_that_cannot_be_kept_gives_the_message_back(store: Store, tmp_path: Path) -> None:
+    with running_redis(tmp_path) as server:
+        broker = Broker(load(broker_url=server.url))
+        worker = Worker(store, broker, server)
+        server.kill()
+        with pytest.raises(GiveBack):
+            worker.tasks.embed({"version": 9})
+        with pytest.raises(GiveBack):
+            worker.tasks.answer({"version": 9})
+        broker.close()
+
+
+# Whatever breaks
+
+
+@pytest.mark.parametrize("exception", ANY_EXCEPTION, ids=lambda found: type(found).__name__)
+def test_a_defect_in_the_pipeline_is_every_texts_error_and_no_text_is_logged(
+    worker: Worker, exception: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker.engine.failure = exception
+    worker.tasks.embed(worker.submit())
+    assert worker.errors() == ["internal_error"] * 4
+    assert type(exception).__name__ in worker.part()[0]["error_message"]
+    assert "batch failed" in caplog.text
+    assert "a text" not in caplog.text
+
+
+PLACES = {
+    "asking for the part": ("JobFolder", "has_part"),
+    "reading job.json": ("JobFolder", "spec"),
+    "asking whether it is cancelled": ("JobFolder", "is_cancelled"),
+    "reading the input": ("module", "read_input"),
+    "resolving the settings": ("models", "resolve"),
+    "encoding the part": ("module", "write_part"),
+    "writing the part": ("JobFolder", "write_part"),
+    "opening the store": ("module", "Store"),
+    "checking the store": ("module", "check_allowed"),
+    "reading the message": ("Batch", "parse"),
+}
+OWNERS = {"JobFolder": JobFolder, "module": module, "models": module.models, "Batch": Batch}
+
+
+@pytest.mark.parametrize("exception", [MemoryError(), RecursionError(), ValueError(), OSError()], ids=repr)
+@pytest.mark.parametrize("place", PLACES)
+def test_whatever_breaks_wherever_a_message_is_never_lost(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, place: str, exception: Exception
+) -> None:
+    message = worker.submit()
+    owner, name = PLACES[place]
+    with monkeypatch.context() as patched:
+        patched.setattr(OWNERS[owner], name, raising(exception))
+        given_back = gives_back(worker, message)
+    assert given_back or worker.dead_letters() or worker.folder.has_part(0)
+
+
+@pytest.mark.parametrize("exception", [MemoryError(), RecursionError(), ValueError()], ids=repr)
+@pytest.mark.parametrize("name", ["write_part", "the engine", "resolve", "reply"])
+def test_whatever_breaks_nothing_leaves_the_answering_task(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, name: str, exception: Exception
+) -> None:
+    if name == "write_part":
+        monkeypatch.setattr(module, "write_part", raising(exception))
+    elif name == "resolve":
+        monkeypatch.setattr(module.models, "resolve", raising(exception))
+    elif name == "reply":
+        monkeypatch.setattr(Broker, "reply", raising(exception))
+    else:
+        worker.engine.failure = exception
+    try:
+        worker.tasks.answer(request(worker))
+    except GiveBack:
+        return
+    assert worker.dead_letters() or reply(worker)
+
+
+def raising(exception: Exception) -> Any:
+    def broken(*_: object, **__: object) -> None:
+        raise exception
+
+    return broken
+
+
+def gives_back(worker: Worker, message: object) -> bool:
+    try:
+        worker.tasks.embed(message)
+    except GiveBack:
+        return True
+    return False
+
+
+# Round trips
+
+
+def request(worker: Worker, in_s: float = 60, texts: list[str] | None = None, **settings: object) -> dict[str, Any]:
+    asked = Request(
+        reply_to="reply-1",
+        settings=SETTINGS.model_copy(update=settings),
+        texts=["a", "b"] if texts is None else texts,
+        expires_at=worker.tasks.broker.clock() + in_s,
+    )
+    return asked.model_dump(mode="json")
+
+
+def reply(worker: Worker) -> bytes | None:
+    found: bytes | None = worker.server.client.lindex("reply-1", 0)
+    return found
+
+
+def test_a_request_is_answered_with_its_vectors(worker: Worker) -> None:
+    worker.tasks.answer(request(worker))
+    answer = reply(worker)
+    assert answer is not None
+    table, info = read_part(answer, "answer")
+    assert np.array_equal(vectors_of(table), [worker.engine.vector("a"), worker.engine.vector("b")])
+    assert info.provenance["model"] == "a model"
+    assert worker.engine.priorities == [Priority.INTERACTIVE]
+
+
+def test_a_bad_text_of_a_request_is_its_own_error(worker: Worker) -> None:
+    worker.tasks.answer(request(worker, texts=["a", "", "word " * 20]))
+    table, _ = read_part(reply(worker) or b"", "answer")
+    assert table["error"].to_pylist() == [None, "empty", "too_long"]
+
+
+def test_an_expired_request_is_not_answered(worker: Worker) -> None:
+    worker.tasks.answer(request(worker, in_s=-0.001))
+    assert reply(worker) is None
+    assert worker.engine.asked == []
+    assert worker.dead_letters() == []
+
+
+def test_what_expires_is_told_by_the_brokers_clock(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = request(worker)
+    monkeypatch.setattr(Broker, "clock", lambda _: asked["expires_at"] + 0.001)
+    worker.tasks.answer(asked)
+    assert reply(worker) is None
+
+
+@pytest.mark.parametrize("settings", [{"model": "Qwen/Qwen3-Embedding-8B"}, {"dimensions": 17}, {"instruction": "x"}])
+def test_a_request_nobody_can_answer_is_a_dead_letter_without_its_texts(
+    worker: Worker, settings: dict[str, object]
+) -> None:
+    worker.tasks.answer(request(worker, texts=["a secret"], **settings))
+    assert worker.reason()
+    assert "a secret" not in json.dumps(worker.dead_letters())
+    assert reply(worker) is None
+
+
+def test_a_request_is_given_back_by_an_engine_that_is_gone(worker: Worker) -> None:
+    worker.engine.failure = EngineUnavailable("it broke")
+    with pytest.raises(GiveBack):
+        worker.tasks.answer(request(worker))
+    assert reply(worker) is None
+
+
+def test_a_request_is_given_back_when_the_broker_takes_no_answer(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Broker, "reply", raising(BrokerUnavailable("gone")))
+    with pytest.raises(GiveBack):
+        worker.tasks.answer(request(worker))
