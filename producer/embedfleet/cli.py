@@ -18,11 +18,11 @@ from embedfleet.errors import ConfigurationError, EmbedfleetError, WaitTimeout
 from embedfleet.local import LocalFleet, worker_environment
 from embedfleet.options import embed_options, fleet_options
 from embedfleet.progress import bar
-from embedfleet.running import Source, Unfinished, resumable, running
+from embedfleet.running import Source, Unfinished, exit_code, resumable, running
 from embedfleet.settings import FleetSettings
 from embedfleet.store import Store
 
-EXIT_ERRORS, EXIT_USAGE, EXIT_UNFINISHED = 1, 2, 3
+EXIT_USAGE, EXIT_UNFINISHED = 2, 3
 
 to_option = click.option("--to", default=None, help="Folder in which the job folder is made; default: the store.")
 text_field_option = click.option("--text-field", default="text", show_default=True, help="Field of the text.")
@@ -144,7 +144,7 @@ def watch(job: str, quiet: bool, as_json: bool, fleet: FleetSettings) -> int:
         for now in Fleet(**dict(fleet)).job(job).watch():
             show(now)
     _say_status(now, as_json)
-    return EXIT_ERRORS if now.totals.errors else 0
+    return exit_code(now)
 
 
 @cli.command()

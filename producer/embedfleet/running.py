@@ -24,6 +24,13 @@ from embedfleet.store import Store
 _CHECK_EVERY = 512  # records between two looks at the local worker
 
 
+def exit_code(status: JobStatus) -> int:
+    """What a command ends with for a job that is finished: 3 cancelled, 1 some texts have errors, 0 none has."""
+    if status.state == "cancelled":
+        return 3
+    return 1 if status.totals.errors else 0
+
+
 class Unfinished(Exception):
     """Something was begun and can be gone on with; the message says how."""
 
@@ -94,9 +101,7 @@ class Run:
                 self._supervise(job, status)
         summary = progress.summary_of(job, status, time.monotonic() - begun, before)
         progress.say(summary, job, as_json=as_json)
-        if status.state == "cancelled":
-            return 3
-        return 1 if status.totals.errors else 0
+        return exit_code(status)
 
     def _supervise(self, job: Job, status: JobStatus) -> None:
         if self._local is None or status.finished:

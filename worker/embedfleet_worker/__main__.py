@@ -1,4 +1,7 @@
-"""Settings → engine → worker. Exit codes: 0 stopped, 2 configuration, 70 the engine died (start a fresh process)."""
+"""Settings → engine → worker. Exit codes: 0 stopped, 2 configuration, 70 the engine died, 75 the broker is not there.
+
+A supervisor starts a fresh process after 70 and 75; after 2 somebody has to change a setting first.
+"""
 
 import logging
 import os
@@ -17,7 +20,7 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the cores are the engine's
 
 from embedfleet.broker import Broker
-from embedfleet.errors import EmbedfleetError
+from embedfleet.errors import EmbedfleetError, Retryable
 from embedfleet.models import ModelProfile, profile_of
 from embedfleet.settings import FleetSettings, load
 from embedfleet_worker import app
@@ -31,6 +34,7 @@ log = logging.getLogger("embedfleet_worker")
 
 _EXIT_CONFIGURATION = 2
 _EXIT_ENGINE = 70
+_EXIT_TRY_AGAIN = 75  # sysexits.h: EX_TEMPFAIL
 _GIVING_BACK_S = 5.0
 
 
@@ -47,7 +51,7 @@ def main() -> int:
         engine = load_engine(profile, settings)
     except EmbedfleetError as exc:
         log.error("%s", exc)
-        return _EXIT_CONFIGURATION
+        return _EXIT_TRY_AGAIN if isinstance(exc, Retryable) else _EXIT_CONFIGURATION
     threading.Thread(target=_exit_when_dead, args=(engine,), daemon=True).start()
     _serve(
         settings, broker, Pipeline(engine, profile, _cache(settings, engine), settings.cache_salt.get_secret_value())
@@ -74,11 +78,20 @@ def _serve(settings: FleetSettings, broker: Broker, pipeline: Pipeline) -> None:
     )
     setup_logging.connect(lambda **_: None, weak=False)  # Celery leaves logging to us
     logging.getLogger("celery").setLevel(logging.WARNING)  # a line a batch is enough, and that one is ours
+    logging.getLogger("celery.app.trace").setLevel(logging.ERROR)  # it would print a traceback for each give-back
+    logging.getLogger("celery.worker.consumer.consumer").addFilter(_without_bodies)
     # In this order: an interactive message is taken before a bulk one.
     queues = [broker.queue(settings.model, lane) for lane in ("interactive", "bulk")]
     celery = app.build(broker, tasks, queues, settings.lease_s)
     log.info("consuming %s", ", ".join(queues))
     celery.Worker(queues=queues, without_gossip=True, without_mingle=True, without_heartbeat=True, quiet=True).start()
+
+
+def _without_bodies(record: logging.LogRecord) -> bool:
+    """Celery logs the whole body of a message it does not know; texts never reach a log."""
+    if "full contents of the message" in str(record.msg):
+        record.msg, record.args = "a message that is none of ours was dropped", ()
+    return True
 
 
 def _cache(settings: FleetSettings, engine: Engine) -> VectorCache | NoCache:

@@ -25,6 +25,26 @@ class QoS(redis.QoS):  # type: ignore[misc]
         """Remember it in this process only."""
         virtual.QoS.append(self, message, delivery_tag)
 
+    def ack(self, delivery_tag: str) -> None:
+        """Give up the lease. When Redis is gone the message is forgotten here, and comes back when its lease ends.
+
+        kombu would go on counting it as held: with every slot so taken the worker never polls again, and so never
+        notices that Redis is back.
+        """
+        try:
+            super().ack(delivery_tag)
+        except self.channel.connection_errors:
+            virtual.QoS.ack(self, delivery_tag)
+            raise
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Give the message back; when Redis is gone, as in :meth:`ack`."""
+        try:
+            super().reject(delivery_tag, requeue)
+        except self.channel.connection_errors:
+            virtual.QoS.ack(self, delivery_tag)
+            raise
+
 
 class Channel(redis.Channel):  # type: ignore[misc]
     """Sends the lease script where the stock channel sends BRPOP, and a look that removes nothing when all is empty."""
