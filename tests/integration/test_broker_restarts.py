@@ -11,33 +11,33 @@ from embedfleet.local import redis_server
 from tests.integration.command import start
 from tests.waiting import wait_until
 
-Restart = Callable[[], None]
+Server = tuple[str, Callable[[], None], Callable[[], None]]
 
 
 @pytest.fixture
-def mortal_redis(tmp_path: Path) -> Iterator[tuple[str, Restart]]:
-    """A URL, and a function that kills the server and starts it again, empty."""
+def mortal_redis(tmp_path: Path) -> Iterator[Server]:
+    """A URL, a function that kills the server and one that starts it, empty."""
     socket = tmp_path / "r.sock"
     command = [redis_server(), "--port", "0", "--unixsocket", str(socket), "--save", ""]
     servers: list[subprocess.Popen[bytes]] = []
 
-    def restart() -> None:
-        for server in servers:
-            server.kill()
-            server.wait()
+    def kill() -> None:
+        servers[-1].kill()
+        servers[-1].wait()
         socket.unlink(missing_ok=True)
+
+    def begin() -> None:
         servers.append(subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL))
         wait_until(socket.exists, "the socket")
 
-    restart()
-    yield f"redis+socket://{socket}", restart
-    servers[-1].kill()
-    servers[-1].wait()
+    begin()
+    yield f"redis+socket://{socket}", kill, begin
+    kill()
 
 
-def test_a_busy_worker_goes_on_when_redis_is_back(mortal_redis: tuple[str, Restart], tmp_path: Path) -> None:
+def test_a_busy_worker_goes_on_when_redis_is_back(mortal_redis: Server, tmp_path: Path) -> None:
     """Redis kept nothing here, so the producer submits again; what the worker had begun is not done twice."""
-    url, restart = mortal_redis
+    url, kill, begin = mortal_redis
     settings = {"broker_url": url, "store": str(tmp_path / "store")}
     worker = start("worker", cwd=tmp_path, synthetic_texts_per_s=2000, **settings)
     texts = [f"text {n}" for n in range(10_000)]
@@ -45,7 +45,10 @@ def test_a_busy_worker_goes_on_when_redis_is_back(mortal_redis: tuple[str, Resta
         with Fleet(**settings, engine="synthetic") as fleet:
             job = fleet.submit(texts, key="k")
             wait_until(lambda: job.status().batches_done >= 3, "some parts")
-            restart()
+            kill()
+            held = job.status().batches_done + 5  # all that the worker had taken; it can acknowledge none of them
+            wait_until(lambda: job.status().batches_done >= held, "the parts of what it held")
+            begin()
             fleet.submit(texts, key="k")
             status = job.wait(timeout_s=60)
     finally:

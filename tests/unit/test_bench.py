@@ -127,6 +127,17 @@ def test_repeats_what_others_disturbed(monkeypatch: pytest.MonkeyPatch) -> None:
     figure = sides.compare("ratio", ["text"], 2, 0.9, quick=False)
     assert figure.details["foreign_processors"] == [0.0, 0.01]
     assert figure.details["pairs_measured"] == 4
+    assert figure.met
+
+
+def test_a_busy_machine_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, busy = Run(1.0, np.ones((1, 1), np.float32), 1), Shares(0.0, 0.9)
+    nobody: Any = None
+    monkeypatch.setattr(_Sides, "_pair", lambda *_: _Pair(run, run, busy, busy))
+    figure = _Sides(nobody, [], nobody, [], 0).compare("ratio", ["text"], 2, 0.9, quick=False)
+    assert figure.met is None
+    assert figure.details["pairs_disturbed"] == 2
+    assert figure.details["pairs_measured"] == 6
 
 
 def test_a_target_is_met_from_its_side() -> None:

@@ -1,0 +1,1 @@
+"""Benchmarks and load tests. Run from the root of the repository; nothing here is installed."""

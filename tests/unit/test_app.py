@@ -1,0 +1,76 @@
+"""The worker's Celery app: what a task gives Celery, whatever is in the message."""
+
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.exceptions import Reject
+
+from embedfleet.broker import Broker
+from embedfleet.contract import TASK_ANSWER, TASK_EMBED
+from embedfleet_worker import app as module
+from embedfleet_worker.tasks import GiveBack
+
+
+class RecordedTasks:
+    """Stands in for Tasks: keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.given: list[tuple[str, object]] = []
+        self.outcome: Exception | None = None
+
+    def embed(self, message: object) -> None:
+        self._take("embed", message)
+
+    def answer(self, message: object) -> None:
+        self._take("answer", message)
+
+    def _take(self, task: str, message: object) -> None:
+        self.given.append((task, message))
+        if self.outcome is not None:
+            raise self.outcome
+
+
+@pytest.fixture
+def tasks() -> RecordedTasks:
+    return RecordedTasks()
+
+
+@pytest.fixture
+def celery(broker: Broker, tasks: RecordedTasks, monkeypatch: pytest.MonkeyPatch) -> Celery:
+    monkeypatch.setattr(module, "TRANSPORT_ALIASES", dict(module.TRANSPORT_ALIASES))
+    monkeypatch.setattr(module, "_GIVE_BACK_PAUSE_S", 0.0)
+    for name in ("broker", "queues", "lease_s"):
+        monkeypatch.setattr(module.Heartbeat, name, None, raising=False)
+    stand_in: Any = tasks
+    return module.build(broker, stand_in, ["interactive", "bulk"], 30.0)
+
+
+def test_each_task_gets_the_message(celery: Celery, tasks: RecordedTasks) -> None:
+    celery.tasks[TASK_EMBED]({"batch": 1})
+    celery.tasks[TASK_ANSWER]({"texts": []})
+    assert tasks.given == [("embed", {"batch": 1}), ("answer", {"texts": []})]
+
+
+def test_what_is_given_back_is_requeued(celery: Celery, tasks: RecordedTasks) -> None:
+    tasks.outcome = GiveBack("the engine is gone")
+    with pytest.raises(Reject) as rejected:
+        celery.tasks[TASK_EMBED]({})
+    assert rejected.value.requeue
+
+
+@pytest.mark.parametrize(("args", "kwargs"), [((), {}), ((1, 2), {}), ((), {"message": {}}), (({},), {"more": 1})])
+def test_a_call_of_another_shape_reaches_the_task_too(
+    celery: Celery, tasks: RecordedTasks, args: tuple[object, ...], kwargs: dict[str, object]
+) -> None:
+    """Celery would lose it: what does not fit the function's arguments raises TypeError there."""
+    celery.tasks[TASK_EMBED](*args, **kwargs)
+    assert len(tasks.given) == 1
+
+
+def test_messages_are_acknowledged_late_and_taken_one_at_a_time(celery: Celery) -> None:
+    assert all(celery.tasks[name].acks_late for name in (TASK_EMBED, TASK_ANSWER))
+    assert celery.conf.worker_prefetch_multiplier == 1
+    assert celery.conf.worker_enable_remote_control is False
+    assert celery.conf.accept_content == ["json"]
+    assert celery.conf.broker_transport_options["visibility_timeout"] == 30.0
