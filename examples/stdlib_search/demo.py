@@ -48,7 +48,7 @@ def main() -> None:
 def follow(job: Job, local: LocalFleet, total: int) -> None:
     """Show the job until it is done; the worker is looked after meanwhile."""
     with bar(total, quiet=False) as show:
-        for status in job.watch(poll_s=0.2):
+        for status in job.watch():
             show(status)
             local.check()
 

@@ -16,6 +16,8 @@ from embedfleet.tables import PartInfo
 if TYPE_CHECKING:
     import pyarrow.dataset
 
+_POLL_FIRST_S, _POLL_S = 0.02, 0.5
+
 State = Literal["open", "running", "embedded", "done", "cancelled"]
 Resubmit = Callable[[str, "Iterator[Record]", EmbedSettings, str], "Job"]
 """(key, records, settings, parent id) → the child job; the fleet gives it."""
@@ -67,6 +69,7 @@ class Job:
         self._seen = _Seen()
         self._sealed: Sealed | None = None
         self._spec: JobSpec | None = None
+        self._closed = False
 
     def __repr__(self) -> str:
         return f"Job({self.folder.uri!r})"
@@ -105,14 +108,18 @@ class Job:
             totals=self._seen.totals.model_copy(),
         )
 
-    def watch(self, poll_s: float = 0.5) -> Iterator[JobStatus]:
-        """The job's status, again and again until it is finished; the last one says so."""
+    def watch(self) -> Iterator[JobStatus]:
+        """The job's status, again and again until it is finished; the last one says so.
+
+        Looks often at first and every half second later: short jobs end at once, long ones cost nothing.
+        """
+        begun = time.monotonic()
         while True:
             status = self.status()
             yield status
             if status.finished:
                 return
-            time.sleep(poll_s)
+            time.sleep(min(max((time.monotonic() - begun) / 20, _POLL_FIRST_S), _POLL_S))
 
     def wait(self, timeout_s: float | None = None) -> JobStatus:
         """Wait until the job is done or cancelled. Raises WaitTimeout; the job goes on then."""
@@ -168,11 +175,16 @@ class Job:
 
     def _state(self) -> State:
         if self._sealed is not None and len(self._seen.numbers) >= self._sealed.batches:
-            self.folder.write_manifest(self._sealed.batches, self._seen.totals, list(self._seen.provenance.values()))
+            self._close(self._sealed.batches)
             return "cancelled" if self.folder.is_cancelled() else "done"
         if self.folder.is_cancelled():
             return "cancelled"
         return "open" if self._sealed is None else "running"
+
+    def _close(self, batches: int) -> None:
+        if not self._closed:
+            self.folder.write_manifest(batches, self._seen.totals, list(self._seen.provenance.values()))
+        self._closed = True
 
     def _chain(self) -> "list[Job]":
         """This job with its parents and its retries, oldest first."""

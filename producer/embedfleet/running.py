@@ -96,7 +96,7 @@ class Run:
         if self._local is None:
             self._say_if_alone(job)
         with progress.bar(total, quiet=quiet) as show:
-            for status in job.watch(poll_s=0.2):
+            for status in job.watch():
                 show(status)
                 self._supervise(job, status)
         summary = progress.summary_of(job, status, time.monotonic() - begun, before)

@@ -121,6 +121,7 @@ class Store:
                 stream.flush()
                 os.fsync(stream.fileno())  # the commit point must not come back empty after a power cut
             _link(hidden, target)
+            _sync_folder(target.parent)
         finally:
             hidden.unlink(missing_ok=True)
 
@@ -159,6 +160,15 @@ def _link(source: Path, target: Path) -> None:
         if target.is_file():
             raise AlreadyExists(f"{target}: it is there already.") from None
         raise  # something else is in the way; that is no commit
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name last, as the contents do."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _check_name(path: str) -> None:

@@ -61,6 +61,6 @@ def test_each_error_code_has_a_row_and_there_is_no_other() -> None:
 
 def test_each_exit_code_has_a_row_and_there_is_no_other() -> None:
     section = ARCHITECTURE.partition("## Exit codes")[2].partition("\n## ")[0]
-    of_commands = {0, cli.EXIT_ERRORS, cli.EXIT_USAGE, cli.EXIT_UNFINISHED}
-    of_workers = {0, worker._EXIT_CONFIGURATION, worker._EXIT_ENGINE}
+    of_commands = {0, 1, cli.EXIT_USAGE, cli.EXIT_UNFINISHED}
+    of_workers = {0, worker._EXIT_CONFIGURATION, worker._EXIT_ENGINE, worker._EXIT_TRY_AGAIN}
     assert {int(code) for code in re.findall(r"^\| `(\d+)` \|", section, re.MULTILINE)} == of_commands | of_workers

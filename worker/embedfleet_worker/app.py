@@ -47,11 +47,13 @@ def build(broker: Broker, tasks: Tasks, queues: list[str], lease_s: float) -> Ce
 
 
 def _register(app: Celery, name: str, work: Any) -> None:
-    def run(message: object) -> None:
+    def run(*args: object, **kwargs: object) -> None:
+        # Anything else than one argument is not ours; a TypeError here would lose the message.
+        message = args[0] if len(args) == 1 and not kwargs else {"args": list(args), "kwargs": kwargs}
         try:
             work(message)
         except GiveBack as exc:
             time.sleep(_GIVE_BACK_PAUSE_S)
             raise Reject(str(exc), requeue=True) from None  # Celery's way to put a message back; not a failure
 
-    app.task(run, name=name, acks_late=True, ignore_result=True)
+    app.task(run, name=name, shared=False, acks_late=True, ignore_result=True)

@@ -4,6 +4,7 @@
 the CPU time per text. The thread does nothing but feed and step; everything it is given is tokenised already.
 """
 
+import contextlib
 import heapq
 import itertools
 import logging
@@ -12,7 +13,7 @@ import queue
 import threading
 import traceback
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,8 @@ class VllmEngine:
             work.future.set_exception(self._reason)
         else:
             self._inbox.put(work)
+            if self._reason is not None:  # it broke meanwhile, and its inbox may have been emptied before the put
+                work.fail(self._reason)
         return work.future
 
     def close(self) -> None:
@@ -125,6 +128,11 @@ class _Work:
     fed: int = 0
     done: int = 0
 
+    def fail(self, reason: EngineUnavailable) -> None:
+        """Only the first to say so counts: two threads may."""
+        with contextlib.suppress(InvalidStateError):
+            self.future.set_exception(reason)
+
     def finish_if_complete(self) -> None:
         if self.done == len(self.prompts):
             self.future.set_result(Embedded(self.vectors, self.errors))
@@ -158,7 +166,7 @@ class _Loop:
                 self._wait(work)
         works = {id(work): work for _, _, work in self._waiting} | {id(w): w for w, _ in self._inside.values()}
         for work in works.values():
-            work.future.set_exception(reason)
+            work.fail(reason)
 
     def _take(self) -> bool:
         """Move the inbox to the heap; block only when there is nothing to do."""
