@@ -4,9 +4,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import kombu.transport
 import pytest
 from kombu import Connection, Consumer, Queue
-from kombu.transport import TRANSPORT_ALIASES
 
 from embedfleet_worker.transport import redis as transport
 from tests.unit.redis_server import RedisServer, running_redis
@@ -17,7 +17,9 @@ class Taker:
     """A consumer of two queues with room for three messages."""
 
     def __init__(self, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(TRANSPORT_ALIASES, "redis", "embedfleet_worker.transport.redis:Transport")
+        monkeypatch.setattr(kombu.transport, "_transport_cache", dict(kombu.transport._transport_cache))
+        monkeypatch.setattr(kombu.transport, "TRANSPORT_ALIASES", dict(kombu.transport.TRANSPORT_ALIASES))
+        transport.install()
         self.connection = Connection(url, transport_options={"queue_order_strategy": "priority", "max_retries": 0})
         self.taken: list[Any] = []
         self.channel = self.connection.channel()

@@ -5,12 +5,12 @@ from typing import Any
 
 from celery import Celery
 from celery.exceptions import Reject
-from kombu.transport import TRANSPORT_ALIASES
 
 from embedfleet.broker import Broker
 from embedfleet.contract import TASK_ANSWER, TASK_EMBED
 from embedfleet_worker.lifecycle.heartbeat import Heartbeat
 from embedfleet_worker.tasks import GiveBack, Tasks
+from embedfleet_worker.transport import redis as transport
 
 # Enough batches in flight that the engine packs texts across them while others are read, checked and written.
 _THREADS = 6
@@ -19,8 +19,7 @@ _GIVE_BACK_PAUSE_S = 2.0  # what was given back comes at once: a dependency that
 
 def build(broker: Broker, tasks: Tasks, queues: list[str], lease_s: float) -> Celery:
     """The Celery app of a worker: threads beside the engine's, late acknowledgement, leases renewed."""
-    # A URL's scheme decides the transport, whatever Celery's broker_transport says.
-    TRANSPORT_ALIASES.update(dict.fromkeys(("redis", "rediss"), "embedfleet_worker.transport.redis:Transport"))
+    transport.install()
     app = broker.app
     app.conf.update(
         worker_pool="threads",

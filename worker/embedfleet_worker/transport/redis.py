@@ -10,12 +10,24 @@ from json import loads
 from queue import Empty
 from typing import Any
 
+import kombu.transport
 from kombu.transport import redis, virtual
 
+_NAME = f"{__name__}:Transport"
 _LEASE_SCRIPT = files(__package__).joinpath("lease.lua").read_text(encoding="utf-8")
 # How long one blocked look at the first queue lasts; the others are looked at in between, so that a bulk
 # message waits at most this long for an idle worker and an interactive one not at all.
 _LOOK_S = 0.1
+
+
+def install() -> None:
+    """Have every redis:// URL of this process use this transport: the scheme decides, whatever Celery is told.
+
+    kombu remembers what it resolved before; a worker that went on with the stock transport would lose messages.
+    """
+    for scheme in ("redis", "rediss"):
+        kombu.transport.TRANSPORT_ALIASES[scheme] = _NAME
+        kombu.transport._transport_cache.pop(scheme, None)
 
 
 class QoS(redis.QoS):  # type: ignore[misc]
