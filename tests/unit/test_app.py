@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import kombu.transport
 import pytest
 from celery import Celery
 from celery.exceptions import Reject
@@ -38,7 +39,8 @@ def tasks() -> RecordedTasks:
 
 @pytest.fixture
 def celery(broker: Broker, tasks: RecordedTasks, monkeypatch: pytest.MonkeyPatch) -> Celery:
-    monkeypatch.setattr(module, "TRANSPORT_ALIASES", dict(module.TRANSPORT_ALIASES))
+    monkeypatch.setattr(kombu.transport, "_transport_cache", dict(kombu.transport._transport_cache))
+    monkeypatch.setattr(kombu.transport, "TRANSPORT_ALIASES", dict(kombu.transport.TRANSPORT_ALIASES))
     monkeypatch.setattr(module, "_GIVE_BACK_PAUSE_S", 0.0)
     for name in ("broker", "queues", "lease_s"):
         monkeypatch.setattr(module.Heartbeat, name, None, raising=False)
