@@ -46,11 +46,7 @@ bench: $(READY)  ## the benchmarks: a table and bench.json
 	@$(PYTHON) -m loadtest.bench
 
 lock: $(READY)  ## solve requirements.lock anew
-	@find_links=$$($(PYTHON) -m pip config get global.find-links 2>/dev/null); \
-	UV_FIND_LINKS=$${UV_FIND_LINKS:-$$find_links} UV_CACHE_DIR=.cache/uv $(PYTHON) -m uv pip compile pyproject.toml \
-	  --extra cpu --extra sqs --extra local --extra dev --universal --python-version 3.11 --extra-index-url $(PYTORCH_CPU_INDEX) \
-	  --index-strategy unsafe-best-match --upgrade --quiet --no-annotate --no-header --no-emit-find-links --no-emit-index-url \
-	  --output-file requirements.lock
+	@scripts/lock $(PYTORCH_CPU_INDEX)
 
 clean:  ## remove what was made here
 	@rm -rf .venv .cache build bench.json .pytest_cache .mypy_cache .ruff_cache .hypothesis

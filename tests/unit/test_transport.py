@@ -14,7 +14,7 @@ from tests.waiting import wait_until
 
 
 class Taker:
-    """A consumer of two queues with room for three messages."""
+    """A consumer of two queues with room for five messages, two of them for the first queue only."""
 
     def __init__(self, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(kombu.transport, "_transport_cache", dict(kombu.transport._transport_cache))
@@ -26,7 +26,7 @@ class Taker:
         assert isinstance(self.channel, transport.Channel)
         queues = [Queue(name, routing_key=name) for name in ("first", "second")]
         consumer = Consumer(self.channel, queues, callbacks=[lambda _, message: self.taken.append(message)])
-        consumer.qos(prefetch_count=3)
+        consumer.qos(prefetch_count=3 + transport.RESERVED)
         consumer.consume()
 
     def publish(self, queue: str, *bodies: str) -> None:
@@ -55,12 +55,19 @@ def taker(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Taker:
     return Taker(server.url, monkeypatch)
 
 
-def test_the_first_queue_goes_first_and_no_more_is_taken_than_there_is_room(taker: Taker) -> None:
-    taker.publish("second", "b1", "b2", "b3")
+def test_the_first_queue_goes_first(taker: Taker) -> None:
+    taker.publish("second", "b1", "b2")
     taker.publish("first", "a1")
     assert taker.take(3) == ["a1", "b1", "b2"]
+
+
+def test_the_second_queue_leaves_slots_to_the_first(taker: Taker) -> None:
+    taker.publish("second", "b1", "b2", "b3", "b4", "b5")
+    assert taker.take(3) == ["b1", "b2", "b3"]
+    taker.publish("first", "a1", "a2", "a3")
+    assert taker.take(5) == ["b1", "b2", "b3", "a1", "a2"]
     assert not taker.channel.qos.can_consume()
-    assert taker.channel.client.llen("second") == 1
+    assert (taker.channel.client.llen("first"), taker.channel.client.llen("second")) == (1, 2)
 
 
 def test_a_message_is_leased_before_it_is_delivered(taker: Taker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,8 +107,9 @@ def test_what_is_no_message_goes_to_quarantine_and_blocks_nothing(taker: Taker, 
 @pytest.mark.parametrize("way", ["ack", "requeue"])
 def test_a_message_that_redis_can_not_be_told_of_takes_no_room(server: RedisServer, taker: Taker, way: str) -> None:
     """Else a worker whose every slot is taken so would never poll again."""
-    taker.publish("first", "a1", "a2", "a3")
-    taker.take(3)
+    taker.publish("first", "a1", "a2", "a3", "a4", "a5")
+    taker.take(5)
+    assert not taker.channel.qos.can_consume()
     server.kill()
     for message in taker.taken:
         with pytest.raises(taker.connection.connection_errors):

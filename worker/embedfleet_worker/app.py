@@ -12,8 +12,8 @@ from embedfleet_worker.lifecycle.heartbeat import Heartbeat
 from embedfleet_worker.tasks import GiveBack, Tasks
 from embedfleet_worker.transport import redis as transport
 
-# Enough batches in flight that the engine packs texts across them while others are read, checked and written.
-_THREADS = 6
+# Six batches in flight let the engine pack texts across them while others are read, checked and written.
+_THREADS = 6 + transport.RESERVED
 _GIVE_BACK_PAUSE_S = 2.0  # what was given back comes at once: a dependency that is down must not spin
 
 

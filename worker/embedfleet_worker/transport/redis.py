@@ -18,6 +18,8 @@ _LEASE_SCRIPT = files(__package__).joinpath("lease.lua").read_text(encoding="utf
 # How long one blocked look at the first queue lasts; the others are looked at in between, so that a bulk
 # message waits at most this long for an idle worker and an interactive one not at all.
 _LOOK_S = 0.1
+RESERVED = 2
+"""Of the messages a consumer may hold, those that only the first queue's can be: bulk never takes every slot."""
 
 
 def install() -> None:
@@ -68,6 +70,9 @@ class Channel(redis.Channel):  # type: ignore[misc]
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues:
             return
+        room = self.qos.can_consume_max_estimate()  # None: no limit
+        if room is not None and room <= RESERVED:
+            queues = queues[:1]
         self._in_poll = self.client.connection
         self._brpop_sent_at = time.monotonic()
         if self._looking:
