@@ -100,8 +100,10 @@ class VllmEngine:
     def _run(self, arguments: EngineArgs) -> None:
         try:
             engine = LLMEngine.from_engine_args(arguments)
-        except BaseException as exc:
-            self._started.set_exception(exc)
+        except Exception as exc:
+            log.exception("vllm could not load the model")
+            reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
+            self._started.set_exception(ConfigurationError(f"model {arguments.model}: vLLM can't load it ({reason})."))
             return
         self._started.set_result(None)
         loop = _Loop(engine, self._inbox, self._step_texts)
@@ -257,8 +259,8 @@ def _engine_arguments(
         runner="pooling",
         dtype=dtype,
         max_model_len=max_tokens,
-        # An encoder can't take a text in pieces, so a step holds the longest one.
-        max_num_batched_tokens=max(step.tokens, max_tokens),
+        # A text goes through an encoder in one piece, so a step holds the longest one.
+        max_num_batched_tokens=step.tokens if profile.pooling == "last" else max(step.tokens, max_tokens),
         max_num_seqs=step.texts,
         # On a CPU compiling costs half a minute at start and gained nothing.
         enforce_eager=device == "cpu",
