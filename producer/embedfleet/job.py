@@ -149,24 +149,27 @@ class Job:
     def retry(self, *, on_overflow: Overflow | None = None) -> "Job | None":
         """Submit the failed texts again as a child job, with another overflow policy if given.
 
-        None if no text failed that could do better. Raises NotFinished while the job runs. The last job of
-        a chain of retries is the one that is retried.
+        None if no text failed that could do better. The last job of a chain of retries is the one that is
+        retried; a retry that was begun and has not ended is gone on with. Raises NotFinished while the first
+        job runs, JobMismatch for another policy than the retry that is gone on with was begun with.
         """
-        last = self._chain()[-1]
+        *earlier, last = self._chain()
         status = last.status()
-        if status.batches is None or status.batches_done < status.batches:
+        complete = status.batches is not None and status.batches_done >= status.batches
+        if not complete and not earlier:
             raise NotFinished(
                 f"job {last.id}: {status.batches_done} of {status.batches or '?'} batches have an outcome. "
                 "Retry it when all have."
             )
+        parent = last if complete else earlier[-1]
         settings = last.spec.settings
         if on_overflow is not None:
             settings = settings.model_copy(update={"on_overflow": on_overflow})
-        failed = outcomes.failed(last.folder, may_overflow=settings.on_overflow != "error")
+        failed = outcomes.failed(parent.folder, may_overflow=settings.on_overflow != "error")
         first = next(failed, None)
         if first is None:
             return None
-        return self._resubmit(_retry_key(last.id), itertools.chain([first], failed), settings, last.id)
+        return self._resubmit(_retry_key(parent.id), itertools.chain([first], failed), settings, parent.id)
 
     def cancel(self) -> None:
         """Stop the job: batches that no worker has begun end with the error ``cancelled``. Raises NotFound."""
