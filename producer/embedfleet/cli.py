@@ -20,11 +20,11 @@ from embedfleet.options import embed_options, fleet_options
 from embedfleet.progress import bar
 from embedfleet.running import Source, Unfinished, exit_code, resumable, running
 from embedfleet.settings import FleetSettings
-from embedfleet.store import Store
+from embedfleet.store import Store, open_store
 
 EXIT_USAGE, EXIT_UNFINISHED = 2, 3
 
-to_option = click.option("--to", default=None, help="Folder in which the job folder is made; default: the store.")
+to_option = click.option("--to", default=None, help="Folder or URI in which the job folder is made; default: the store.")
 text_field_option = click.option("--text-field", default="text", show_default=True, help="Field of the text.")
 id_field_option = click.option("--id-field", default=None, help="Field of the id; default: id, else the line's number.")
 key_option = click.option("--key", default=None, help="Idempotency key; default: from the inputs and settings.")
@@ -267,7 +267,7 @@ def _store(fleet: FleetSettings, to: str | None) -> Store:
     uri = to or fleet.store
     if uri is None:
         raise ConfigurationError("no store: give --to FOLDER or set EMBEDFLEET_STORE.")
-    store = Store(uri, make=True)
+    store = open_store(uri, make=True)
     store.check_writable()
     return store
 

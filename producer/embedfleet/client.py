@@ -15,7 +15,7 @@ from embedfleet.job import Job
 from embedfleet.jobfolder import JobFolder, job_id_of, now
 from embedfleet.records import Record, check_text, records_of
 from embedfleet.settings import FleetSettings, load
-from embedfleet.store import Store
+from embedfleet.store import open_store
 from embedfleet.submission import publish_missing, submit
 from embedfleet.tables import read_part, vectors_of
 
@@ -97,7 +97,7 @@ class Fleet:
         store, _, name = job.rstrip("/").rpartition("/")
         if not re.fullmatch(JOB_ID, name):
             raise NotFound(f"job {job!r}: that is no job's name. It looks like j-0123456789abcdef0123.")
-        handle = self._handle(JobFolder(Store(store or self._store()), name))
+        handle = self._handle(JobFolder(open_store(store or self._store()), name))
         try:
             handle.spec  # noqa: B018 - raises NotFound
         except StoreUnavailable as exc:
@@ -132,7 +132,7 @@ class Fleet:
         parent: str | None = None,
     ) -> Job:
         resolved = models.resolve(settings, self.settings.model)
-        store = Store(to or self._store(), make=True)
+        store = open_store(to or self._store(), make=True)
         store.check_writable()
         self.broker.check()
         folder = JobFolder(store, job_id_of(key if key is not None else uuid.uuid4().hex))

@@ -12,7 +12,7 @@ from embedfleet.errors import EmbedfleetError
 from embedfleet.local import worker_environment
 from embedfleet.models import profile_of
 from embedfleet.settings import FleetSettings
-from embedfleet.store import Store
+from embedfleet.store import open_store
 
 _WORKER_TIMEOUT_S = 120.0
 
@@ -51,7 +51,7 @@ def store(settings: FleetSettings) -> Check:
     if settings.store is None:
         return Check("store", True, "none configured; give --to with each job")
     try:
-        found = Store(settings.store, make=True)
+        found = open_store(settings.store, make=True)
         found.check_writable()
     except EmbedfleetError as exc:
         return Check("store", False, str(exc), "Make the folder writable, or correct EMBEDFLEET_STORE.")

@@ -23,9 +23,9 @@ def dataset(chain: Sequence[JobFolder]) -> "pyarrow.dataset.Dataset":
     later: set[str] = set()
     datasets = []
     for folder in reversed(chain):
-        files = [str(folder.store.folder / folder.part_path(number)) for number in folder.parts()]
-        if files:
-            found = ds.dataset(files, format="parquet")
+        paths = [folder.part_path(number) for number in folder.parts()]
+        if paths:
+            found = folder.store.dataset(paths)
             datasets.append(
                 found.filter(~pc.field("id").isin(pa.array(sorted(later), pa.string()))) if later else found
             )

@@ -36,7 +36,7 @@ class FleetSettings(BaseSettings):
     )
 
     broker_url: SecretStr | None = Field(default=None, description="Queue: redis://…, rediss://… or redis+socket://…")
-    store: str | None = Field(default=None, description="Folder or URI under which job folders are made.")
+    store: str | None = Field(default=None, description="Folder or s3://bucket/prefix for the job folders.")
     allowed_stores: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Stores a worker may read and write, separated by commas; default: the store."
     )
@@ -80,6 +80,11 @@ class FleetSettings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments over environment over .env over embedfleet.toml."""
         return init_settings, env_settings, dotenv_settings, TomlConfigSettingsSource(settings_cls)
+
+    @property
+    def stores(self) -> tuple[str, ...]:
+        """The stores a worker may use."""
+        return self.allowed_stores or ((self.store,) if self.store else ())
 
     def environment(self) -> dict[str, str]:
         """These settings as EMBEDFLEET_* variables, secrets in clear: for the processes of this fleet only."""

@@ -1,61 +1,83 @@
-"""One interface to object stores: folders now, S3 and others through the same library. Not what is kept where."""
+"""Objects under one URI: what every store can do, which one a URI names, and which are allowed. Not what is kept where.
 
-import os
+The folder is in folder.py, S3 in s3.py.
+"""
+
 import re
-import uuid
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import obstore
 from obstore.exceptions import BaseError, NotFoundError
-from obstore.store import LocalStore, ObjectStore
+from obstore.store import ObjectStore
 
-from embedfleet.errors import (
-    AlreadyExists,
-    ConfigurationError,
-    ContractError,
-    EmbedfleetError,
-    NotFound,
-    StoreNotAllowed,
-    StoreUnavailable,
-)
+from embedfleet.errors import ConfigurationError, ContractError, NotFound, StoreNotAllowed, StoreUnavailable
 from embedfleet.settings import mask_url
+
+if TYPE_CHECKING:
+    import pyarrow.dataset
+
+_BUCKET = r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
 
 
 def canonical_uri(store: str) -> str:
-    """A store's URI in one spelling: absolute, no trailing slash; a path becomes ``file://``.
+    """A store's URI in one spelling: no trailing slash; a path becomes absolute and ``file://``.
 
     >>> canonical_uri("/data/vectors/")
     'file:///data/vectors'
+    >>> canonical_uri("s3://bucket/vectors/")
+    's3://bucket/vectors'
     """
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", store)
+    if scheme and scheme[1].lower() == "s3":
+        return _canonical_s3(store)
     if scheme and scheme[1].lower() != "file":
-        raise ConfigurationError(f"store {mask_url(store)}: {scheme[1]}:// is not supported. Give a folder.")
+        raise ConfigurationError(
+            f"store {mask_url(store)}: {scheme[1]}:// is not supported. Give a folder or s3://bucket/prefix."
+        )
     try:
         path = Path(unquote(urlsplit(store).path)) if scheme else Path(store).expanduser()
         return path.resolve().as_uri()
     except (ValueError, OSError, RuntimeError) as exc:  # NUL, half a surrogate, an unknown user, a loop of links
-        raise ConfigurationError(f"store {store!r}: it is no path ({_first_line(exc)}).") from None
+        raise ConfigurationError(f"store {store!r}: it is no path ({first_line(exc)}).") from None
 
 
-class Store:
-    """Objects under one URI. Every error of the driver leaves here as one of embedfleet's.
+def _canonical_s3(store: str) -> str:
+    bucket, _, prefix = store.rstrip("/")[len("s3://") :].partition("/")
+    if not re.fullmatch(_BUCKET, bucket):
+        raise ConfigurationError(f"store {mask_url(store)}: it names no bucket. It looks like s3://bucket/prefix.")
+    if prefix:
+        try:
+            check_name(prefix)
+        except ContractError:
+            raise ConfigurationError(f"store {mask_url(store)}: its prefix is not a plain path.") from None
+    return f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
 
-    A producer makes the store (``make=True``); for everybody else one that is not there is StoreUnavailable.
+
+def open_store(uri: str, *, make: bool = False) -> "Store":
+    """The store of a URI. Raises ConfigurationError for one that can't be.
+
+    A producer makes a folder (``make=True``); for everybody else one that is not there is StoreUnavailable.
     """
+    uri = canonical_uri(uri)
+    if uri.startswith("s3://"):
+        from embedfleet.s3 import S3
 
-    def __init__(self, uri: str, *, make: bool = False) -> None:
-        self.uri = canonical_uri(uri)
-        self.folder = Path(unquote(urlsplit(self.uri).path))
-        """The local folder."""
-        self._opened: ObjectStore | None = None
-        if make:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as exc:
-                raise ConfigurationError(f"store {self.uri}: it can't be made ({_first_line(exc)}).") from None
+        return S3(uri)
+    from embedfleet.folder import Folder
+
+    return Folder(uri, make=make)
+
+
+class Store(ABC):
+    """Objects under one URI. Every error of the driver leaves here as one of embedfleet's."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._driver: ObjectStore | None = None
 
     def get(self, path: str) -> bytes:
         """The object's bytes. Raises NotFound or StoreUnavailable."""
@@ -74,19 +96,9 @@ class Store:
             return False
         return True
 
+    @abstractmethod
     def create(self, path: str, data: bytes) -> None:
         """Write an object that must not be there yet, atomically. Raises AlreadyExists or StoreUnavailable."""
-        try:
-            self._call(path, lambda _: self._create_file(path, data))
-        except NotFound as exc:  # a folder that vanished meanwhile, not a missing object
-            raise StoreUnavailable(str(exc)) from None
-
-    def delete(self, path: str) -> None:
-        """Remove an object; one that is not there is no error."""
-        try:
-            self._call(path, lambda driver: obstore.delete(driver, path))
-        except NotFound:
-            return
 
     def paths(self, prefix: str, after: str | None = None) -> Iterator[str]:
         """Paths under ``prefix`` in string order, from the one behind ``after`` on."""
@@ -97,46 +109,37 @@ class Store:
 
         yield from self._call(prefix, found)
 
+    @abstractmethod
     def check_writable(self) -> None:
-        """Write and remove a probe object. Raises ConfigurationError naming the store."""
-        probe = f".embedfleet-probe-{uuid.uuid4().hex}"
-        try:
-            self.create(probe, b"")
-            self.delete(probe)
-        except EmbedfleetError as exc:
-            raise ConfigurationError(f"store {self.uri}: it can't be written. {exc}") from None
+        """Try what a job needs: writing, and that nothing is written twice.
 
-    def _create_file(self, path: str, data: bytes) -> None:
-        """Written in full under a hidden name, then linked: there is never half an object.
-
-        Not obstore's own create-once: killed in the middle it leaves ``name#1`` behind, on which readers of the
-        whole folder stumble. Hidden names they all leave out.
+        Raises ConfigurationError, or StoreUnavailable for what may be different later.
         """
-        target = self.folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        hidden = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        try:
-            with hidden.open("xb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())  # the commit point must not come back empty after a power cut
-            _link(hidden, target)
-            _sync_folder(target.parent)
-        finally:
-            hidden.unlink(missing_ok=True)
+
+    @abstractmethod
+    def dataset(self, paths: Sequence[str]) -> "pyarrow.dataset.Dataset":
+        """Parquet objects as one pyarrow Dataset, read when it is."""
+
+    @abstractmethod
+    def _open(self) -> ObjectStore:
+        """The driver."""
+
+    @abstractmethod
+    def _is_gone(self, exc: BaseException) -> bool:
+        """Whether an object was not found because the whole store is not there."""
 
     def _call(self, path: str, operation: Callable[[ObjectStore], Any]) -> Any:
-        _check_name(path)
+        check_name(path)
         try:
-            if self._opened is None:
-                self._opened = LocalStore(self.folder)
-            return operation(self._opened)
+            if self._driver is None:
+                self._driver = self._open()
+            return operation(self._driver)
         except (NotFoundError, FileNotFoundError) as exc:
-            if not self.folder.is_dir():  # an unmounted disk is no reason to take a job for deleted
+            if self._is_gone(exc):  # an unmounted disk is no reason to take a job for deleted
                 raise StoreUnavailable(f"store {self.uri}: it is not there.") from None
-            raise NotFound(f"{self.uri}/{path}: there is no such object ({_first_line(exc)}).") from None
+            raise NotFound(f"{self.uri}/{path}: there is no such object ({first_line(exc)}).") from None
         except (BaseError, OSError) as exc:
-            raise StoreUnavailable(f"store {self.uri}: {path} failed ({_first_line(exc)}).") from None
+            raise StoreUnavailable(f"store {self.uri}: {path} failed ({first_line(exc)}).") from None
 
 
 def check_allowed(uri: str, allowed: tuple[str, ...]) -> str:
@@ -152,26 +155,7 @@ def check_allowed(uri: str, allowed: tuple[str, ...]) -> str:
     )
 
 
-def _link(source: Path, target: Path) -> None:
-    """The one step that makes an object: it fails if the name is taken, whoever else tries."""
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        if target.is_file():
-            raise AlreadyExists(f"{target}: it is there already.") from None
-        raise  # something else is in the way; that is no commit
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name last, as the contents do."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _check_name(path: str) -> None:
+def check_name(path: str) -> None:
     """Names lead nowhere but below the store."""
     parts = path.split("/")
     if "\0" in path or any(part in ("", ".", "..") for part in parts):
@@ -182,5 +166,6 @@ def _check_name(path: str) -> None:
         raise ContractError(f"object name {path!r}: it has no UTF-8 form.") from None
 
 
-def _first_line(exc: BaseException) -> str:
+def first_line(exc: BaseException) -> str:
+    """An error for people, without the drivers' many lines."""
     return (str(exc) or type(exc).__name__).splitlines()[0][:300]

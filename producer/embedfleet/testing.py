@@ -16,7 +16,7 @@ from embedfleet.contract import Batch, EmbedSettings, Request
 from embedfleet.jobfolder import JobFolder
 from embedfleet.records import check_text
 from embedfleet.settings import load
-from embedfleet.store import Store
+from embedfleet.store import open_store
 from embedfleet.synthetic import synthetic_vectors
 from embedfleet.tables import Outcome, Outcomes, read_input, write_part
 
@@ -78,7 +78,7 @@ class _InMemoryBroker(Broker):
             outcomes = _outcomes(ids, list(message.texts), message.settings)
             self._replies[message.reply_to] = write_part(outcomes, message.settings.encoding, "embed", 0)
             return
-        folder = JobFolder(Store(message.to), message.job)
+        folder = JobFolder(open_store(message.to), message.job)
         settings = folder.spec().settings
         path = folder.input_path(message.batch)
         given = read_input(folder.store.get(path), path)

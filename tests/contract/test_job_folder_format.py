@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from embedfleet.contract import Totals
+from embedfleet.folder import Folder
 from embedfleet.jobfolder import JobFolder, job_id_of
-from embedfleet.store import Store
 from tests.contract.documents import DOCUMENTS, JOB
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> JobFolder:
-    return JobFolder(Store(str(tmp_path)), JOB)
+    return JobFolder(Folder(str(tmp_path)), JOB)
 
 
 def files(below: Path) -> list[str]:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from embedfleet.broker import Broker
+from embedfleet.folder import Folder
 from embedfleet.settings import load
-from embedfleet.store import Store
 from tests.unit.redis_server import RedisServer, running_redis
 
 
@@ -32,5 +32,5 @@ def broker(redis_server: RedisServer) -> Iterator[Broker]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store"), make=True)
+def store(tmp_path: Path) -> Folder:
+    return Folder(str(tmp_path / "store"), make=True)

@@ -23,13 +23,14 @@ from embedfleet.errors import (
     StoreNotAllowed,
     StoreUnavailable,
 )
+from embedfleet.folder import Folder
 from embedfleet.jobfolder import JobFolder, job_id_of
-from embedfleet.store import Store, canonical_uri, check_allowed
+from embedfleet.store import canonical_uri, check_allowed, open_store
 
 # Creating
 
 
-def test_of_twenty_that_create_the_same_object_one_wins_and_its_content_stays(store: Store) -> None:
+def test_of_twenty_that_create_the_same_object_one_wins_and_its_content_stays(store: Folder) -> None:
     for round_ in range(10):
         path, start = f"parts/{round_}", threading.Barrier(20)
         contents = [b"%d " % n * 10_000 for n in range(20)]
@@ -48,14 +49,14 @@ def test_of_twenty_that_create_the_same_object_one_wins_and_its_content_stays(st
         assert store.get(path) == contents[won.index(True)]
 
 
-def test_what_is_there_is_not_written_over(store: Store) -> None:
+def test_what_is_there_is_not_written_over(store: Folder) -> None:
     store.create("a/b", b"first")
     with pytest.raises(AlreadyExists, match="a/b: it is there already"):
         store.create("a/b", b"second")
     assert store.get("a/b") == b"first"
 
 
-def test_an_object_is_there_whole_or_not_at_all(store: Store) -> None:
+def test_an_object_is_there_whole_or_not_at_all(store: Folder) -> None:
     """A reader that looks all the time never sees the beginning of an object."""
     content = b"x" * 5_000_000
     writer = threading.Thread(target=store.create, args=("large", content))
@@ -69,7 +70,7 @@ def test_an_object_is_there_whole_or_not_at_all(store: Store) -> None:
 # Reading
 
 
-def test_the_end_of_an_object(store: Store) -> None:
+def test_the_end_of_an_object(store: Folder) -> None:
     store.create("a", b"0123456789")
     store.create("empty", b"")
     assert store.tail("a", 3) == b"789"
@@ -77,7 +78,7 @@ def test_the_end_of_an_object(store: Store) -> None:
     assert store.tail("empty", 3) == b""
 
 
-def test_paths_come_in_string_order_behind_the_given_one(store: Store) -> None:
+def test_paths_come_in_string_order_behind_the_given_one(store: Folder) -> None:
     for number in (10, 2, 99_999_999, 1, 0):
         store.create(f"job/parts/{number:08d}.parquet", b"")
     store.create("job/parts-of-another/00000003.parquet", b"")
@@ -90,7 +91,7 @@ def test_paths_come_in_string_order_behind_the_given_one(store: Store) -> None:
     assert list(store.paths("nothing")) == []
 
 
-def test_more_objects_than_one_page_of_a_listing(store: Store) -> None:
+def test_more_objects_than_one_page_of_a_listing(store: Folder) -> None:
     names = [f"parts/{number:08d}" for number in range(2500)]
     (store.folder / "parts").mkdir()
     for name in names:
@@ -99,43 +100,35 @@ def test_more_objects_than_one_page_of_a_listing(store: Store) -> None:
     assert list(store.paths("parts", after=names[1200])) == names[1201:]
 
 
-def test_what_is_not_there(store: Store) -> None:
+def test_what_is_not_there(store: Folder) -> None:
     assert not store.exists("a")
-    store.delete("a")
     for read in (lambda: store.get("a"), lambda: store.tail("a", 1)):
         with pytest.raises(NotFound, match="a: there is no such object"):
             read()
 
 
-def test_a_deleted_object_is_gone(store: Store) -> None:
-    store.create("a", b"")
-    store.delete("a")
-    assert not store.exists("a")
-
-
 # Every error is one of ours
 
-OPERATIONS: dict[str, Callable[[Store], object]] = {
+OPERATIONS: dict[str, Callable[[Folder], object]] = {
     "get": lambda store: store.get("a/b"),
     "tail": lambda store: store.tail("a/b", 5),
     "exists": lambda store: store.exists("a/b"),
     "create": lambda store: store.create("a/new", b"1"),
-    "delete": lambda store: store.delete("a/b"),
     "paths": lambda store: list(store.paths("a")),
     "check_writable": lambda store: store.check_writable(),
 }
 
 
-def vanish(store: Store) -> None:
+def vanish(store: Folder) -> None:
     shutil.rmtree(store.folder)
 
 
-def become_a_file(store: Store) -> None:
+def become_a_file(store: Folder) -> None:
     shutil.rmtree(store.folder)
     store.folder.write_text("a file in its place")
 
 
-def become_a_link_to_itself(store: Store) -> None:
+def become_a_link_to_itself(store: Folder) -> None:
     shutil.rmtree(store.folder)
     store.folder.symlink_to(store.folder)
 
@@ -143,7 +136,7 @@ def become_a_link_to_itself(store: Store) -> None:
 @pytest.mark.parametrize("harm", [vanish, become_a_file, become_a_link_to_itself])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_a_folder_that_is_taken_away_causes_only_our_errors(
-    store: Store, name: str, harm: Callable[[Store], None]
+    store: Folder, name: str, harm: Callable[[Folder], None]
 ) -> None:
     store.create("a/b", b"1")
     harm(store)
@@ -154,11 +147,11 @@ def test_a_folder_that_is_taken_away_causes_only_our_errors(
 @pytest.mark.parametrize(
     "path", ["", "/", "..", "../a", "/{outside}", "a/../../a", "a//b", "a\0b", "\ud800", "x" * 5000]
 )
-def test_an_odd_path_causes_only_our_errors_and_leads_nowhere_else(store: Store, path: str) -> None:
+def test_an_odd_path_causes_only_our_errors_and_leads_nowhere_else(store: Folder, path: str) -> None:
     outside = store.folder.parent / "a"
     outside.write_text("outside")
     path = path.format(outside=outside)
-    for operation in (store.get, store.exists, store.delete, lambda odd: store.tail(odd, 1)):
+    for operation in (store.get, store.exists, lambda odd: store.tail(odd, 1)):
         with suppress(EmbedfleetError):
             operation(path)
     for operation in (lambda odd: list(store.paths(odd)), lambda odd: store.create(f"{odd}-new", b"1")):
@@ -175,10 +168,10 @@ def test_an_odd_path_causes_only_our_errors_and_leads_nowhere_else(store: Store,
 )
 @pytest.mark.parametrize(
     ("function", "name"),
-    [("get", "get"), ("get", "tail"), ("head", "exists"), ("delete", "delete"), ("list", "paths")],
+    [("get", "get"), ("get", "tail"), ("head", "exists"), ("list", "paths")],
 )
 def test_every_error_of_the_driver_is_mapped(
-    store: Store, monkeypatch: pytest.MonkeyPatch, function: str, name: str, driver_error: Exception
+    store: Folder, monkeypatch: pytest.MonkeyPatch, function: str, name: str, driver_error: Exception
 ) -> None:
     monkeypatch.setattr(obstore, function, raising(driver_error))
     with pytest.raises(StoreUnavailable, match=str(store.uri)):
@@ -191,7 +184,7 @@ NO_SPACE, READ_ONLY, STALE = OSError(28, "No space left"), OSError(30, "Read-onl
 @pytest.mark.parametrize("error", [NO_SPACE, READ_ONLY, STALE, PermissionError(13, "Denied")], ids=str)
 @pytest.mark.parametrize("function", ["link", "fsync", "mkdir"])
 def test_every_error_of_writing_is_mapped_and_leaves_nothing_behind(
-    store: Store, monkeypatch: pytest.MonkeyPatch, function: str, error: OSError
+    store: Folder, monkeypatch: pytest.MonkeyPatch, function: str, error: OSError
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(os, function, raising(error))
@@ -209,7 +202,7 @@ def a_link_to_nowhere(place: Path) -> None:
 
 
 @pytest.mark.parametrize("in_the_way", [a_file, a_link_to_nowhere])
-def test_what_is_in_the_way_of_a_folder_is_not_the_object(store: Store, in_the_way: Callable[[Path], None]) -> None:
+def test_what_is_in_the_way_of_a_folder_is_not_the_object(store: Folder, in_the_way: Callable[[Path], None]) -> None:
     """A worker that is told "it exists" takes its batch for committed: then it would be lost."""
     in_the_way(store.folder / "parts")
     with pytest.raises(StoreUnavailable):
@@ -217,7 +210,7 @@ def test_what_is_in_the_way_of_a_folder_is_not_the_object(store: Store, in_the_w
 
 
 def test_a_folder_that_vanishes_while_it_is_written_to_is_no_missing_object(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "link", raising(FileNotFoundError(2, "No such file or directory")))
     with pytest.raises(StoreUnavailable):
@@ -234,7 +227,7 @@ def raising(error: Exception) -> Callable[..., None]:
 @pytest.mark.parametrize("driver_error", [GenericError("cut off"), OSError(5, "I/O error")], ids=repr)
 @pytest.mark.parametrize("name", ["get", "tail"])
 def test_an_object_that_breaks_off_while_it_is_read_is_mapped_too(
-    store: Store, monkeypatch: pytest.MonkeyPatch, name: str, driver_error: Exception
+    store: Folder, monkeypatch: pytest.MonkeyPatch, name: str, driver_error: Exception
 ) -> None:
     class Body:
         def bytes(self) -> bytes:
@@ -247,7 +240,7 @@ def test_an_object_that_breaks_off_while_it_is_read_is_mapped_too(
 
 @pytest.mark.parametrize("driver_error", [GenericError("cut off"), OSError(5, "I/O error")], ids=repr)
 def test_a_listing_that_breaks_off_is_mapped_too(
-    store: Store, monkeypatch: pytest.MonkeyPatch, driver_error: Exception
+    store: Folder, monkeypatch: pytest.MonkeyPatch, driver_error: Exception
 ) -> None:
     def pages(*_: object, **__: object) -> object:
         yield [{"path": "a"}]
@@ -260,27 +253,49 @@ def test_a_listing_that_breaks_off_is_mapped_too(
 
 @pytest.mark.parametrize(
     "uri",
-    ["s3://bucket/vectors", "http://h/x", "/proc/nope/x", "/dev/null/x", "a\0b", "file://[", "~nosuchuser/x", "\ud800"],
+    [
+        "s3://",
+        "s3://b/x",
+        "s3://bucket/a//b",
+        "s3://bucket/../a",
+        "gs://bucket/x",
+        "http://h/x",
+        "/proc/nope/x",
+        "/dev/null/x",
+        "a\0b",
+        "file://[",
+        "~nosuchuser/x",
+        "\ud800",
+    ],
 )
 def test_a_store_that_cannot_be_is_a_configuration_error(uri: str) -> None:
     with pytest.raises(ConfigurationError, match=r"^store "):
-        Store(uri, make=True)
+        open_store(uri, make=True)
 
 
 def test_credentials_in_a_store_are_not_repeated() -> None:
     with pytest.raises(ConfigurationError) as refused:
-        Store("s3://key:very-secret@bucket/vectors")
+        open_store("s3://key:very-secret@bucket/vectors")
     assert "very-secret" not in str(refused.value)
 
 
-def test_a_store_that_can_be_written_is_left_as_it_was(store: Store) -> None:
+def test_a_store_that_can_be_written_is_left_as_it_was(store: Folder) -> None:
     store.check_writable()
     assert list(store.folder.iterdir()) == []
 
 
-def test_a_store_that_cannot_be_written_is_a_configuration_error(store: Store) -> None:
-    become_a_file(store)
+def test_a_store_that_cannot_be_written_is_a_configuration_error(
+    store: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "link", raising(READ_ONLY))
     with pytest.raises(ConfigurationError, match="it can't be written"):
+        store.check_writable()
+
+
+@pytest.mark.parametrize("harm", [vanish, become_a_file])
+def test_a_store_that_is_not_there_may_be_there_later(store: Folder, harm: Callable[[Folder], None]) -> None:
+    harm(store)
+    with pytest.raises(StoreUnavailable, match="Mount it, or make the folder"):
         store.check_writable()
 
 
@@ -308,11 +323,11 @@ def test_a_uri_leads_back_to_itself(names: list[str]) -> None:
 
 def test_odd_names_of_folders_work_throughout(tmp_path: Path) -> None:
     for name in ("with space", "ü 東京", "per%20cent", "hash#tag?query", "a:b", "-"):
-        found = Store(str(tmp_path / name), make=True)
+        found = open_store(str(tmp_path / name), make=True)
         found.create("a/b", b"1")
         assert found.folder == tmp_path / name
         assert (tmp_path / name / "a" / "b").read_bytes() == b"1"
-        assert Store(found.uri).get("a/b") == b"1"
+        assert open_store(found.uri).get("a/b") == b"1"
 
 
 # Allowed stores
@@ -349,7 +364,7 @@ def test_different_keys_are_different_jobs(first: str, second: str) -> None:
     assert (job_id_of(first) == job_id_of(second)) == (first == second)
 
 
-def test_parts_are_listed_in_order_and_behind_a_number(store: Store) -> None:
+def test_parts_are_listed_in_order_and_behind_a_number(store: Folder) -> None:
     folder = JobFolder(store, "j-1")
     for number in (3, 0, 10, 1):
         folder.write_part(number, b"")
@@ -361,14 +376,14 @@ def test_parts_are_listed_in_order_and_behind_a_number(store: Store) -> None:
     assert list(folder.parts(after=10)) == []
 
 
-def test_the_second_write_of_a_part_says_so(store: Store) -> None:
+def test_the_second_write_of_a_part_says_so(store: Folder) -> None:
     folder = JobFolder(store, "j-1")
     assert folder.write_part(0, b"first")
     assert not folder.write_part(0, b"second")
     assert store.get(folder.part_path(0)) == b"first"
 
 
-def test_a_job_that_is_not_there(store: Store) -> None:
+def test_a_job_that_is_not_there(store: Folder) -> None:
     folder = JobFolder(store, "j-1")
     assert not folder.exists()
     assert not folder.is_cancelled()
@@ -378,7 +393,7 @@ def test_a_job_that_is_not_there(store: Store) -> None:
         folder.spec()
 
 
-def test_cancelling_twice_is_cancelling(store: Store) -> None:
+def test_cancelling_twice_is_cancelling(store: Folder) -> None:
     folder = JobFolder(store, "j-1")
     folder.cancel()
     folder.cancel()

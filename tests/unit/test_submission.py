@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from embedfleet.contract import Batch, Batching, EmbedSettings, JobSpec, Sealed
 from embedfleet.errors import InputError, JobMismatch
+from embedfleet.folder import Folder
 from embedfleet.jobfolder import JobFolder
 from embedfleet.records import Record
-from embedfleet.store import Store
 from embedfleet.submission import publish_missing, submit
 from embedfleet.tables import read_input
 
@@ -48,20 +48,20 @@ class Life:
         raise Died
 
 
-class MortalStore(Store):
+class MortalStore(Folder):
     """A store whose writer may die."""
 
     life: Life = Life()
 
     def create(self, path: str, data: bytes) -> None:
-        self.life.step(lambda: Store.create(self, path, data))
+        self.life.step(lambda: Folder.create(self, path, data))
 
 
 @dataclass
 class Queue:
     """A broker that keeps what was published, and checks that its input was there by then."""
 
-    store: Store
+    store: Folder
     life: Life
     messages: list[Batch] = field(default_factory=list)
 
@@ -97,11 +97,11 @@ class Producer:
         return str(refused.value)
 
 
-def folder_of(store: Store) -> JobFolder:
+def folder_of(store: Folder) -> JobFolder:
     return JobFolder(store, JOB)
 
 
-def inputs_of(store: Store) -> dict[str, bytes]:
+def inputs_of(store: Folder) -> dict[str, bytes]:
     return {path: store.get(path) for path in store.paths(f"{JOB}/input")}
 
 

@@ -16,11 +16,11 @@ from tenacity import wait_none
 from embedfleet.broker import Broker
 from embedfleet.contract import Batch, Batching, EmbedSettings, JobSpec, Request
 from embedfleet.errors import BrokerUnavailable, EngineUnavailable, StoreUnavailable
+from embedfleet.folder import Folder
 from embedfleet.jobfolder import JobFolder
 from embedfleet.models import DEFAULT_MODEL, profile_of, resolve
 from embedfleet.records import Record
 from embedfleet.settings import load
-from embedfleet.store import Store
 from embedfleet.submission import submit
 from embedfleet.tables import read_part, vectors_of
 from embedfleet_worker import tasks as module
@@ -52,7 +52,7 @@ ANY_EXCEPTION = [
 class Worker:
     """Tasks with a fake engine, and what can be seen of them from outside."""
 
-    def __init__(self, store: Store, broker: Broker, server: RedisServer, weights: str = "0" * 64) -> None:
+    def __init__(self, store: Folder, broker: Broker, server: RedisServer, weights: str = "0" * 64) -> None:
         self.store = store
         self.server = server
         self.folder = JobFolder(store, JOB)
@@ -88,7 +88,7 @@ class Worker:
 
 
 @pytest.fixture
-def worker(store: Store, broker: Broker, redis_server: RedisServer) -> Worker:
+def worker(store: Folder, broker: Broker, redis_server: RedisServer) -> Worker:
     return Worker(store, broker, redis_server)
 
 
@@ -149,7 +149,7 @@ def test_settings_this_worker_cannot_satisfy_are_each_texts_error(worker: Worker
 
 
 def test_two_workers_with_the_same_batch_leave_one_part(
-    store: Store, broker: Broker, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+    store: Folder, broker: Broker, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     workers = [Worker(store, broker, redis_server, weights=digit * 64) for digit in "01"]
@@ -235,7 +235,7 @@ def test_the_allowed_store_may_be_spelt_in_other_ways(worker: Worker, tmp_path: 
 
 
 def test_a_folder_below_the_allowed_store_is_allowed(worker: Worker, tmp_path: Path) -> None:
-    below = Worker(Store(str(tmp_path / "store" / "team" / "a"), make=True), worker.tasks.broker, worker.server)
+    below = Worker(Folder(str(tmp_path / "store" / "team" / "a"), make=True), worker.tasks.broker, worker.server)
     worker.tasks.embed(below.submit())
     assert below.errors() == [None, "empty", None, None]
 
@@ -346,7 +346,7 @@ def test_a_part_whose_answer_was_lost_is_found_and_kept(worker: Worker, monkeypa
     assert len(worker.engine.asked) == 1
 
 
-def test_a_dead_letter_that_cannot_be_kept_gives_the_message_back(store: Store, tmp_path: Path) -> None:
+def test_a_dead_letter_that_cannot_be_kept_gives_the_message_back(store: Folder, tmp_path: Path) -> None:
     with running_redis(tmp_path) as server:
         broker = Broker(load(broker_url=server.url))
         worker = Worker(store, broker, server)
@@ -381,7 +381,7 @@ PLACES = {
     "resolving the settings": ("models", "resolve"),
     "encoding the part": ("module", "write_part"),
     "writing the part": ("JobFolder", "write_part"),
-    "opening the store": ("module", "Store"),
+    "opening the store": ("module", "open_store"),
     "checking the store": ("module", "check_allowed"),
     "reading the message": ("Batch", "parse"),
 }

@@ -23,6 +23,7 @@ from embedfleet.broker import Broker
 from embedfleet.errors import EmbedfleetError, Retryable
 from embedfleet.models import ModelProfile, profile_of
 from embedfleet.settings import FleetSettings, load
+from embedfleet.store import open_store
 from embedfleet_worker import app
 from embedfleet_worker.cache import VectorCache
 from embedfleet_worker.engine.base import Engine
@@ -47,6 +48,8 @@ def main() -> int:
         settings = load()
         broker = Broker(settings)
         broker.check()
+        for store in settings.stores:
+            open_store(store).check_writable()
         profile = profile_of(settings.model)
         engine = load_engine(profile, settings)
     except EmbedfleetError as exc:
@@ -74,7 +77,7 @@ def _serve(settings: FleetSettings, broker: Broker, pipeline: Pipeline) -> None:
         pipeline=pipeline,
         broker=broker,
         model=settings.model,
-        allowed_stores=settings.allowed_stores or ((settings.store,) if settings.store else ()),
+        allowed_stores=settings.stores,
     )
     setup_logging.connect(lambda **_: None, weak=False)  # Celery leaves logging to us
     logging.getLogger("celery").setLevel(logging.WARNING)  # a line a batch is enough, and that one is ours

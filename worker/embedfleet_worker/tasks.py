@@ -24,7 +24,7 @@ from embedfleet.errors import (
     StoreUnavailable,
 )
 from embedfleet.jobfolder import JobFolder
-from embedfleet.store import Store, check_allowed
+from embedfleet.store import check_allowed, open_store
 from embedfleet.tables import Input, Outcome, Outcomes, read_input, write_part
 from embedfleet_worker.engine.base import Priority
 from embedfleet_worker.pipeline import Pipeline, Problem
@@ -76,7 +76,7 @@ class Tasks:
 
     def _embed(self, message: object) -> None:
         batch = Batch.parse(message, "message")
-        folder = JobFolder(Store(check_allowed(batch.to, self.allowed_stores)), batch.job)
+        folder = JobFolder(open_store(check_allowed(batch.to, self.allowed_stores)), batch.job)
         self._commit(folder, batch.batch)
 
     def _answer(self, message: object) -> None:

@@ -1,0 +1,92 @@
+"""An S3 bucket, or what speaks its language, as a store. Not which store a URI names (store.py).
+
+Region, endpoint and credentials are AWS' own variables (AWS_REGION, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, …), or
+the role of the machine or container; with boto3 installed also profiles.
+"""
+
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import obstore
+from obstore.exceptions import AlreadyExistsError
+from obstore.store import ObjectStore, S3Store
+
+from embedfleet.errors import AlreadyExists, ConfigurationError, NotFound, StoreUnavailable
+from embedfleet.store import Store, first_line
+
+if TYPE_CHECKING:
+    import pyarrow.dataset
+
+_CONNECT_TIMEOUT = "5s"
+_TIMEOUT = "60s"  # of one request: a part of 512 vectors of 4096 numbers has 8 MB
+# The driver's own tries, below the worker's policy: enough for a dropped connection.
+_RETRIES: Any = {"max_retries": 2}
+_PROBE = ".embedfleet-probe"
+
+
+class S3(Store):
+    """Objects below a prefix of a bucket, which must be there."""
+
+    def create(self, path: str, data: bytes) -> None:
+        """Write an object that must not be there yet, atomically. Raises AlreadyExists or StoreUnavailable."""
+        try:
+            self._call(path, lambda driver: self._put(driver, path, data))
+        except NotFound as exc:
+            raise StoreUnavailable(f"store {self.uri}: there is no such bucket ({exc}).") from None
+
+    def check_writable(self) -> None:
+        """Write a small object, twice: the second time must be refused."""
+        try:
+            for _ in range(2):
+                self.create(_PROBE, b"")
+        except AlreadyExists:
+            return
+        except StoreUnavailable as exc:
+            raise StoreUnavailable(
+                f"store {self.uri}: it can't be written. {exc} Check the bucket, AWS_REGION, AWS_ENDPOINT_URL and "
+                "that the credentials may get, put and list."
+            ) from None
+        raise ConfigurationError(
+            f"store {self.uri}: it wrote the same object twice though the second had If-None-Match: *. A batch could "
+            "count twice there. Take AWS S3, or a server that honours conditional writes."
+        )
+
+    def dataset(self, paths: Sequence[str]) -> "pyarrow.dataset.Dataset":
+        """Parquet objects as one Dataset."""
+        import pyarrow.dataset as ds
+        from obstore.fsspec import FsspecStore
+
+        filesystem = FsspecStore("s3", **self._options)
+        below = self.uri.removeprefix("s3://")
+        return ds.dataset([f"{below}/{path}" for path in paths], filesystem=filesystem, format="parquet")
+
+    @cached_property
+    def _options(self) -> dict[str, Any]:
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+        client = {"connect_timeout": _CONNECT_TIMEOUT, "timeout": _TIMEOUT, "allow_http": endpoint.startswith("http:")}
+        return {"client_options": client, "retry_config": _RETRIES, **_credentials()}
+
+    def _open(self) -> ObjectStore:
+        bucket, _, prefix = self.uri.removeprefix("s3://").partition("/")
+        return S3Store(bucket, prefix=prefix or None, **self._options)
+
+    def _is_gone(self, exc: BaseException) -> bool:
+        return "NoSuchBucket" in str(exc)
+
+    def _put(self, driver: ObjectStore, path: str, data: bytes) -> None:
+        try:
+            obstore.put(driver, path, data, mode="create", use_multipart=False)
+        except AlreadyExistsError as exc:
+            raise AlreadyExists(f"{self.uri}/{path}: it is there already ({first_line(exc)}).") from None
+
+
+def _credentials() -> dict[str, Any]:
+    """Profiles are boto3's to read; without it the driver looks at the environment and the machine's role."""
+    if "AWS_PROFILE" not in os.environ or find_spec("boto3") is None:
+        return {}
+    from obstore.auth.boto3 import Boto3CredentialProvider
+
+    return {"credential_provider": Boto3CredentialProvider()}
