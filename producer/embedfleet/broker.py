@@ -55,6 +55,7 @@ def celery_app(url: str, lease_s: float) -> Celery:
         broker_connection_timeout=CONNECT_TIMEOUT_S,
         broker_transport_options={
             "socket_connect_timeout": CONNECT_TIMEOUT_S,
+            "socket_timeout": CONNECT_TIMEOUT_S,  # a server that hangs would hold a publisher, or the worker's loop
             "visibility_timeout": lease_s,
             # No retries of kombu's own below our policy: it would try for seconds each time.
             "max_retries": 0,

@@ -18,13 +18,13 @@ from embedfleet.errors import ConfigurationError, EmbedfleetError, WaitTimeout
 from embedfleet.local import LocalFleet, worker_environment
 from embedfleet.options import embed_options, fleet_options
 from embedfleet.progress import bar
-from embedfleet.running import Source, Unfinished, exit_code, resumable, running
+from embedfleet.running import Source, Unfinished, command_line, done_before, exit_code, resumable, running
 from embedfleet.settings import FleetSettings
 from embedfleet.store import Store, open_store
 
 EXIT_USAGE, EXIT_UNFINISHED = 2, 3
 
-to_option = click.option("--to", default=None, help="Folder or URI in which the job folder is made; default: the store.")
+to_option = click.option("--to", default=None, help="Folder or URI for the job folder; default: the store.")
 text_field_option = click.option("--text-field", default="text", show_default=True, help="Field of the text.")
 id_field_option = click.option("--id-field", default=None, help="Field of the id; default: id, else the line's number.")
 key_option = click.option("--key", default=None, help="Idempotency key; default: from the inputs and settings.")
@@ -41,7 +41,7 @@ def main() -> None:
         exc.show()
         code = EXIT_USAGE
     except (click.exceptions.Abort, KeyboardInterrupt):
-        code = _complain("stopped.", EXIT_UNFINISHED)
+        code = _complain("stopped; run the same command again to go on.", EXIT_UNFINISHED)
     except (Unfinished, WaitTimeout) as exc:
         code = _complain(exc, EXIT_UNFINISHED)
     except EmbedfleetError as exc:
@@ -90,9 +90,9 @@ def embed(
     source = Source(inputs, text_field, id_field, key, profiles.resolve(settings, fleet.model))
     store = _store(fleet, to)
     with running(fleet, store) as run, resumable(source.resume_hint()):
-        begun = time.monotonic()
+        before, begun = done_before(store, source.key), time.monotonic()
         job = run.fleet.submit(run.supervised(source.records()), settings=settings, to=store.uri, key=source.key)
-        return run.follow(job, begun, total=source.texts, quiet=quiet, as_json=as_json)
+        return run.follow(job, begun, before, total=source.texts, quiet=quiet, as_json=as_json)
 
 
 @cli.command()
@@ -165,14 +165,16 @@ def results(job: str, fleet: FleetSettings) -> None:
 def retry(job: str, on_overflow: Overflow | None, quiet: bool, as_json: bool, fleet: FleetSettings) -> int:
     """Embed the failed texts of JOB again, as a child job, and wait."""
     with Fleet(**dict(fleet)) as client:
-        store = client.job(job).folder.store
-    with running(fleet, store) as run, resumable(f"Go on with: embedfleet retry {job}"):
-        begun = time.monotonic()
+        failed = client.job(job)
+    # A worker started here has to run the job's model, whatever this fleet's is.
+    fleet = fleet.model_copy(update={"model": failed.spec.settings.model})
+    with running(fleet, failed.folder.store) as run, resumable(f"Go on with: {command_line()}"):
         child = run.fleet.job(job).retry(on_overflow=on_overflow)
         if child is None:
             click.echo("nothing to retry: no text failed that could do better (too_long: --on-overflow truncate)")
             return 0
-        return run.follow(child, begun, total=None, quiet=quiet, as_json=as_json)
+        before, begun = child.status().totals.texts, time.monotonic()
+        return run.follow(child, begun, before, total=None, quiet=quiet, as_json=as_json)
 
 
 @cli.command()
@@ -181,8 +183,7 @@ def retry(job: str, on_overflow: Overflow | None, quiet: bool, as_json: bool, fl
 def cancel(job: str, fleet: FleetSettings) -> None:
     """Stop JOB: batches that no worker has begun end with the error `cancelled`."""
     handle = Fleet(**dict(fleet)).job(job)
-    handle.cancel()
-    click.echo(f"cancelled: {handle.uri}")
+    click.echo(f"{handle.cancel().state}: {handle.uri}")
 
 
 @cli.command()

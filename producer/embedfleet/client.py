@@ -152,7 +152,7 @@ class Fleet:
     def _store(self) -> str:
         if self.settings.store is None:
             raise ConfigurationError(
-                "no store: give the job folder's path, `to=`/--to, or set EMBEDFLEET_STORE to a folder."
+                "no store: set EMBEDFLEET_STORE (`store=`, --store), or name a folder: `to=`, a job by its path."
             )
         return self.settings.store
 

@@ -1,6 +1,7 @@
 """A handle on a job: status, wait, watch, results, retry, cancel. Everything is read from its folder."""
 
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -70,6 +71,7 @@ class Job:
         self._sealed: Sealed | None = None
         self._spec: JobSpec | None = None
         self._closed = False
+        self._lock = threading.Lock()  # a part is counted once, whoever else looks
 
     def __repr__(self) -> str:
         return f"Job({self.folder.uri!r})"
@@ -94,19 +96,20 @@ class Job:
     def status(self) -> JobStatus:
         """Where the job is, from its folder. Whoever first sees every part writes the manifest. Raises NotFound."""
         self.spec  # noqa: B018 - raises NotFound for a folder that holds no job
-        if self._sealed is None:
-            self._sealed = self.folder.sealed()
-        for number in self.folder.parts(self._seen.low):
-            if number not in self._seen.numbers:
-                self._seen.add(number, self.folder.part_info(number))
-        return JobStatus(
-            job=self.id,
-            state=self._state(),
-            batches_done=len(self._seen.numbers),
-            batches=self._sealed.batches if self._sealed else None,
-            texts=self._sealed.texts if self._sealed else None,
-            totals=self._seen.totals.model_copy(),
-        )
+        with self._lock:
+            if self._sealed is None:
+                self._sealed = self.folder.sealed()
+            for number in self.folder.parts(self._seen.low):
+                if number not in self._seen.numbers:
+                    self._seen.add(number, self.folder.part_info(number))
+            return JobStatus(
+                job=self.id,
+                state=self._state(),
+                batches_done=len(self._seen.numbers),
+                batches=self._sealed.batches if self._sealed else None,
+                texts=self._sealed.texts if self._sealed else None,
+                totals=self._seen.totals.model_copy(),
+            )
 
     def watch(self) -> Iterator[JobStatus]:
         """The job's status, again and again until it is finished; the last one says so.
@@ -171,10 +174,15 @@ class Job:
             return None
         return self._resubmit(_retry_key(parent.id), itertools.chain([first], failed), settings, parent.id)
 
-    def cancel(self) -> None:
-        """Stop the job: batches that no worker has begun end with the error ``cancelled``. Raises NotFound."""
-        self.spec  # noqa: B018 - raises NotFound for a folder that holds no job
-        self.folder.cancel()
+    def cancel(self) -> JobStatus:
+        """Stop the job: batches that no worker has begun end with the error ``cancelled``. Raises NotFound.
+
+        A job that is done stays done.
+        """
+        status = self.status()
+        if not status.finished:
+            self.folder.cancel()
+        return self.status()
 
     def _state(self) -> State:
         if self._sealed is not None and len(self._seen.numbers) >= self._sealed.batches:

@@ -1,14 +1,13 @@
-"""Model profiles: what must be known of a model before a text is queued for it. Data, and how to find it.
+"""Model profiles: what must be known of a model before a text is queued for it. Data, and how settings meet it.
 
-Sources: the model cards of the named models on their hub, and for a folder its own sentence-transformers files.
+Source: the model cards of the named models on their hub. The profile of a folder is read in modelfolder.py.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from embedfleet.contract import EmbedSettings
+from embedfleet.contract import EmbedSettings, InputType
 from embedfleet.errors import SettingsError, UnknownModel
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -26,7 +25,9 @@ class ModelProfile:
     parameters: int
     """Number of weights, to say beforehand whether the model fits."""
     query_template: str = "{text}"
-    """Prompt of a query, with ``{instruction}`` if the model takes one. A document is the bare text."""
+    """Prompt of a query, with ``{instruction}`` if the model takes one."""
+    document_template: str = "{text}"
+    """Prompt of a document; for most models the bare text."""
     instructions: dict[str, str] = field(default_factory=dict)
     """Instructions by ``prompt_name``; ``"query"`` is the default one."""
     min_dimensions: int | None = None
@@ -39,6 +40,10 @@ class ModelProfile:
         """Whether queries may carry an instruction of their own."""
         return "{instruction}" in self.query_template
 
+    def template(self, input_type: InputType) -> str:
+        """The prompt of this kind of text."""
+        return self.query_template if input_type == "query" else self.document_template
+
     def allows(self, dimensions: int) -> bool:
         """Whether the model gives vectors of this length."""
         if self.min_dimensions is None:
@@ -46,7 +51,7 @@ class ModelProfile:
         return self.min_dimensions <= dimensions <= self.dimensions
 
 
-_QWEN_TEMPLATE = "Instruct: {instruction}\nQuery:{text}"  # no space after the colon: the tokens differ
+QWEN_TEMPLATE = "Instruct: {instruction}\nQuery:{text}"  # no space after the colon: the tokens differ
 _QWEN_INSTRUCTIONS = {"query": "Given a web search query, retrieve relevant passages that answer the query"}
 
 
@@ -57,7 +62,7 @@ def _qwen(size: str, dimensions: int, parameters: int) -> ModelProfile:
         max_tokens=32_768,
         pooling="last",
         parameters=parameters,
-        query_template=_QWEN_TEMPLATE,
+        query_template=QWEN_TEMPLATE,
         instructions=_QWEN_INSTRUCTIONS,
         min_dimensions=32,
         dtypes=("bfloat16", "float32"),  # float16 overflows to NaN on some inputs
@@ -86,7 +91,9 @@ def profile_of(model: str) -> ModelProfile:
     if model in PROFILES:
         return PROFILES[model]
     if (Path(model) / "config.json").is_file():
-        return _from_folder(Path(model))
+        from embedfleet.modelfolder import read_profile  # which needs ModelProfile
+
+        return read_profile(Path(model))
     raise UnknownModel(
         f"model {model!r}: no profile is known and no folder of that name holds a config.json. "
         f"Known models: {', '.join(PROFILES)}; or give the folder of a sentence-transformers model."
@@ -147,78 +154,3 @@ def _named_instruction(name: str, profile: ModelProfile) -> str:
         known = ", ".join(sorted(profile.instructions))
         raise SettingsError(f"prompt_name={name!r}: {profile.name} has {known}.")
     return profile.instructions[name]
-
-
-def _from_folder(folder: Path) -> ModelProfile:
-    """A sentence-transformers folder: config.json, modules.json, pooling and prompts."""
-    config = _read(folder / "config.json")
-    if not (folder / "modules.json").is_file():
-        raise UnknownModel(
-            f"model folder {str(folder)!r}: it has no modules.json, so its pooling is unknown. "
-            "Save it with sentence-transformers, which writes that file."
-        )
-    pooling = _read(folder / "1_Pooling" / "config.json")
-    prompts = _read(folder / "config_sentence_transformers.json", {}).get("prompts", {})
-    limit = _read(folder / "sentence_bert_config.json", {}).get("max_seq_length")
-    template, instructions = _query_prompt(prompts.get("query", ""))
-    full = _number(config, "hidden_size", folder)
-    return ModelProfile(
-        name=str(folder),
-        dimensions=full,
-        max_tokens=int(limit) if limit else _number(config, "max_position_embeddings", folder),
-        pooling=_pooling_of(pooling, folder),
-        parameters=sum(f.stat().st_size for f in folder.glob("*.safetensors")) // _bytes_per_weight(config),
-        query_template=template,
-        instructions=instructions,
-        min_dimensions=32 if config.get("is_matryoshka") else None,
-        dtypes=("bfloat16", "float32"),
-    )
-
-
-def _number(config: dict[str, Any], name: str, folder: Path) -> int:
-    value = config.get(name)
-    if not isinstance(value, int) or value < 1:
-        raise UnknownModel(f"model folder {str(folder)!r}: config.json has no {name}. It is not an embedding model's.")
-    return value
-
-
-def _query_prompt(prompt: str) -> tuple[str, dict[str, str]]:
-    """A saved query prompt as template and instructions; the Instruct/Query form takes any instruction."""
-    head, tail = "Instruct: ", "\nQuery:"
-    if prompt.startswith(head) and prompt.endswith(tail):
-        return _QWEN_TEMPLATE, {"query": prompt[len(head) : -len(tail)]}
-    return prompt.replace("{", "{{").replace("}", "}}") + "{text}", {}
-
-
-def _pooling_of(config: dict[str, object], folder: Path) -> Literal["mean", "cls", "last"]:
-    modes: dict[str, Literal["mean", "cls", "last"]] = {
-        "pooling_mode_mean_tokens": "mean",
-        "pooling_mode_cls_token": "cls",
-        "pooling_mode_lasttoken": "last",
-        "mean": "mean",
-        "cls": "cls",
-        "lasttoken": "last",
-    }
-    chosen = [pooling for key, pooling in modes.items() if config.get(key) or config.get("pooling_mode") == key]
-    if len(chosen) != 1:
-        raise UnknownModel(f"model folder {str(folder)!r}: 1_Pooling/config.json must name mean, cls or lasttoken.")
-    return chosen[0]
-
-
-def _bytes_per_weight(config: dict[str, object]) -> int:
-    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
-    return 4 if dtype == "float32" else 2
-
-
-def _read(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:
-    try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if default is not None:
-            return default
-        raise UnknownModel(f"model folder {str(path.parent)!r}: {path.name} is missing.") from None
-    except ValueError as exc:
-        raise UnknownModel(f"model file {str(path)!r}: not JSON ({exc}).") from None
-    if not isinstance(loaded, dict):
-        raise UnknownModel(f"model file {str(path)!r}: a JSON object was expected.")
-    return loaded

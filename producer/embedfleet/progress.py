@@ -29,17 +29,19 @@ def bar(total: int | None, *, quiet: bool) -> Iterator[Show]:
         TextColumn("{task.fields[rate]:,.0f} texts/s · {task.fields[cached]} cached · {task.fields[errors]} errors ·"),
         TimeRemainingColumn(),
     )
-    begun = time.monotonic()
+    first: list[tuple[float, int]] = []
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=total, rate=0.0, cached=0, errors=0)
 
         def show(status: JobStatus) -> None:
-            totals = status.totals
+            totals, now = status.totals, time.monotonic()
+            begun, before = (first or [(now, totals.texts)])[0]
+            first[:] = [(begun, before)]
             progress.update(
                 task,
                 total=status.texts or total,
                 completed=totals.texts,
-                rate=totals.texts / max(time.monotonic() - begun, 0.001),
+                rate=(totals.texts - before) / max(now - begun, 0.001),
                 cached=totals.cached,
                 errors=totals.errors,
             )

@@ -16,9 +16,10 @@ from embedfleet.client import Fleet
 from embedfleet.contract import EmbedSettings
 from embedfleet.errors import InputError, Retryable
 from embedfleet.job import Job, JobStatus
+from embedfleet.jobfolder import JobFolder, job_id_of
 from embedfleet.local import LocalFleet
 from embedfleet.records import Record
-from embedfleet.settings import FleetSettings
+from embedfleet.settings import FleetSettings, mask
 from embedfleet.store import Store
 
 _CHECK_EVERY = 512  # records between two looks at the local worker
@@ -57,11 +58,30 @@ class Source:
 
     def resume_hint(self) -> str:
         """The command that goes on with this job."""
-        words = ["embedfleet", *sys.argv[1:]]
         if self._is_pipe:
-            key = [] if self._given_key else ["--key", self.key]
-            return f"Go on with the same input: … | {shlex.join([*words, *key])}"
-        return f"Go on with: {shlex.join(words)}"
+            key = "" if self._given_key else f" --key {shlex.quote(self.key)}"
+            return f"Go on with the same input: … | {command_line()}{key}"
+        return f"Go on with: {command_line()}"
+
+
+def command_line() -> str:
+    """This command as it was typed, but for secrets: whoever goes on fills them in again."""
+    words = ["embedfleet"]
+    secret = {f"--{name.replace('_', '-')}" for name in FleetSettings.secrets()}
+    for word in sys.argv[1:]:
+        option, equals, value = word.partition("=")
+        if equals and option in secret:
+            word = f"{option}={mask(value)}"
+        elif words[-1] in secret:
+            word = mask(word)
+        words.append(word)
+    return shlex.join(words)
+
+
+def done_before(store: Store, key: str) -> int:
+    """Texts of a key's job that have an outcome already."""
+    folder = JobFolder(store, job_id_of(key))
+    return sum(folder.part_info(number).totals.texts for number in folder.parts()) if folder.exists() else 0
 
 
 @contextmanager
@@ -90,9 +110,11 @@ class Run:
                 self._local.check()
             yield record
 
-    def follow(self, job: Job, begun: float, *, total: int | None, quiet: bool, as_json: bool) -> int:
-        """Show the job until it is finished, say what came of it; the exit code."""
-        before = job.status().totals.texts
+    def follow(self, job: Job, begun: float, before: int, *, total: int | None, quiet: bool, as_json: bool) -> int:
+        """Show the job until it is finished, say what came of it; the exit code.
+
+        ``before``: texts that had an outcome when the clock ``begun`` started.
+        """
         if self._local is None:
             self._say_if_alone(job)
         with progress.bar(total, quiet=quiet) as show:

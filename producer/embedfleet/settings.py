@@ -92,7 +92,12 @@ class FleetSettings(BaseSettings):
 
     def masked(self) -> dict[str, object]:
         """These settings for people: passwords in URLs and other secrets replaced."""
-        return {name: _masked(value) if isinstance(value, SecretStr) else value for name, value in self}
+        return {name: mask(_clear(value)) if isinstance(value, SecretStr) else value for name, value in self}
+
+    @classmethod
+    def secrets(cls) -> set[str]:
+        """Names of the settings that are secret."""
+        return {name for name, field in cls.model_fields.items() if "SecretStr" in str(field.annotation)}
 
 
 def load(**arguments: Any) -> FleetSettings:
@@ -119,8 +124,8 @@ def mask_url(url: str) -> str:
     return re.sub(r"([?&]password=)[^&]*", r"\1***", authority)
 
 
-def _masked(secret: SecretStr) -> str:
-    value = secret.get_secret_value()
+def mask(value: str) -> str:
+    """A secret for people: of a URL only the passwords are replaced."""
     return mask_url(value) if "://" in value else "***" if value else ""
 
 

@@ -39,10 +39,17 @@ def canonical_uri(store: str) -> str:
             f"store {mask_url(store)}: {scheme[1]}:// is not supported. Give a folder or s3://bucket/prefix."
         )
     try:
-        path = Path(unquote(urlsplit(store).path)) if scheme else Path(store).expanduser()
+        path = _path_of(store) if scheme else Path(store).expanduser()
         return path.resolve().as_uri()
     except (ValueError, OSError, RuntimeError) as exc:  # NUL, half a surrogate, an unknown user, a loop of links
         raise ConfigurationError(f"store {store!r}: it is no path ({first_line(exc)}).") from None
+
+
+def _path_of(uri: str) -> Path:
+    parts = urlsplit(uri)
+    if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
+        raise ValueError("a file:// URI is file:// and an absolute path, with %3F for ? and %23 for #")
+    return Path(unquote(parts.path))
 
 
 def _canonical_s3(store: str) -> str:

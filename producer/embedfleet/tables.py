@@ -187,7 +187,7 @@ def vectors_of(table: Any) -> "np.ndarray[Any, Any]":
     """The embeddings of a part without errors: (rows, dimensions), in the encoding's number format."""
     column = table["embedding"].combine_chunks()
     flat = column.flatten().to_numpy(zero_copy_only=False)
-    vectors: np.ndarray[Any, Any] = flat.reshape(len(column), column.type.list_size)
+    vectors: np.ndarray[Any, Any] = flat.reshape(len(column), column.type.list_size).copy()  # Arrow's are read-only
     return vectors
 
 

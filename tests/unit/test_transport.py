@@ -1,5 +1,7 @@
 """Our Redis transport by itself, on a real server: one step from queue to lease, and what happens when Redis goes."""
 
+import base64
+import json
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -9,6 +11,8 @@ import kombu.transport
 import pytest
 from kombu import Connection, Consumer, Queue
 
+from embedfleet.broker import celery_app
+from embedfleet.contract import TASK_EMBED
 from embedfleet_worker.transport import redis as transport
 from tests.unit.redis_server import RedisServer, running_redis
 from tests.waiting import wait_until
@@ -21,6 +25,7 @@ class Taker:
         monkeypatch.setattr(kombu.transport, "_transport_cache", dict(kombu.transport._transport_cache))
         monkeypatch.setattr(kombu.transport, "TRANSPORT_ALIASES", dict(kombu.transport.TRANSPORT_ALIASES))
         transport.install()
+        self.app = celery_app(url, lease_s=30)
         self.connection = Connection(url, transport_options={"queue_order_strategy": "priority", "max_retries": 0})
         self.taken: list[Any] = []
         self.channel = self.connection.channel()
@@ -31,9 +36,8 @@ class Taker:
         consumer.consume()
 
     def publish(self, queue: str, *bodies: str) -> None:
-        with self.connection.SimpleQueue(queue) as simple:
-            for body in bodies:
-                simple.put(body)
+        for body in bodies:
+            self.app.send_task(TASK_EMBED, args=[body], queue=queue, argsrepr="")
 
     def take(self, count: int) -> list[str]:
         def taken() -> bool:
@@ -42,7 +46,7 @@ class Taker:
             return len(self.taken) >= count
 
         wait_until(taken, f"{count} messages", timeout_s=10)
-        return [message.payload for message in self.taken]
+        return [message.payload[0][0] for message in self.taken]
 
 
 @pytest.fixture
@@ -76,8 +80,8 @@ def test_the_second_queue_leaves_slots_to_the_first(taker: Taker) -> None:
 def test_a_message_is_leased_before_it_is_delivered(taker: Taker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed between the server's answer and kombu's callback: the message is in the leases already."""
     taker.publish("first", "a1")
-    monkeypatch.setattr(taker.channel.connection, "_deliver", lambda *_: pytest.exit("killed"))
-    with pytest.raises(pytest.exit.Exception):
+    monkeypatch.setattr(taker.channel.connection, "_deliver", raising(SystemExit))
+    with pytest.raises(SystemExit):
         taker.take(1)
     assert taker.channel.client.llen("first") == 0
     assert taker.channel.client.hlen("unacked") == taker.channel.client.zcard("unacked_index") == 1
@@ -105,6 +109,97 @@ def test_what_is_no_message_goes_to_quarantine_and_blocks_nothing(taker: Taker, 
     taker.publish("first", "a1")
     assert taker.take(1) == ["a1"]
     assert taker.channel.client.lrange("unacked-quarantine", 0, -1) == [garbage.encode()]
+
+
+def raising(error: type[BaseException]) -> Any:
+    def broken(*_: object) -> None:
+        raise error
+
+    return broken
+
+
+def envelope(taker: Taker) -> dict[str, Any]:
+    """A message as our producers send it."""
+    taker.publish("first", "a text")
+    found: dict[str, Any] = json.loads(taker.channel.client.rpop("first"))
+    return found
+
+
+def encoded(body: object) -> str:
+    return base64.b64encode(json.dumps(body).encode()).decode()
+
+
+CHAIN = {"chain": [{"task": "somebody.elses"}], "callbacks": None, "errbacks": None, "chord": None}
+POISON: dict[str, dict[str, Any]] = {
+    "no body": {"body": None},
+    "a body that is no text": {"body": 7},
+    "a body that is not base64": {"body": "%%%"},
+    "a body that is not JSON": {"body": base64.b64encode(b"{{{").decode()},
+    "a body of one": {"body": encoded([[]])},
+    "a body that is a mapping": {"body": encoded({"a": 1})},
+    "arguments that are no list": {"body": encoded([1, {}, {}])},
+    "a chain": {"body": encoded([["a1"], {}, CHAIN])},
+    "pickle": {"content-type": "application/x-python-serialize"},
+    "no content type": {"content-type": None},
+    "another encoding": {"content-encoding": "klingon"},
+    "headers that are a list": {"headers": [1]},
+    "no headers": {"headers": None},
+    "no id": {"headers.id": None},
+    "an id that is a list": {"headers.id": [1]},
+    "another task": {"headers.task": "os.system"},
+    "a built-in task": {"headers.task": "celery.map"},
+    "a task that is a list": {"headers.task": ["embedfleet.embed"]},
+    "a time limit": {"headers.timelimit": [1, 1]},
+    "half a time limit": {"headers.timelimit": [None]},
+    "an ETA": {"headers.eta": "2026-11-21T00:00:00"},
+    "an expiry": {"headers.expires": "2026-11-21T00:00:00"},
+    "a compression": {"headers.compression": "application/x-gzip"},
+    "stamps": {"headers.stamps": {"a": 1}},
+    "another body encoding": {"properties.body_encoding": "rot13"},
+    "delivery info that is text": {"properties.delivery_info": "x"},
+}
+
+
+@pytest.mark.parametrize("name", POISON)
+def test_what_only_looks_like_a_message_goes_to_quarantine_and_blocks_nothing(taker: Taker, name: str) -> None:
+    poison = envelope(taker)
+    for path, value in POISON[name].items():
+        *parents, last = path.split(".")
+        (poison[parents[0]] if parents else poison)[last] = value
+    sent = json.dumps(poison).encode()
+    taker.channel.client.lpush("first", sent)
+    taker.publish("first", "a1")
+    assert taker.take(1) == ["a1"]
+    assert taker.channel.client.lrange("unacked-quarantine", 0, -1) == [sent]
+    assert taker.channel.client.hlen("unacked") == taker.channel.client.zcard("unacked_index") == 1
+
+
+@pytest.mark.parametrize("changed", [b"\xff", b"\x1f", b"\n"], ids=repr)
+def test_what_the_script_can_read_and_python_can_not_goes_to_quarantine(taker: Taker, changed: bytes) -> None:
+    sent = json.dumps(envelope(taker)).encode().replace(b'"lang": "py"', b'"lang": "' + changed + b'"')
+    taker.channel.client.lpush("first", sent)
+    taker.publish("first", "a1")
+    assert taker.take(1) == ["a1"]
+    assert taker.channel.client.lrange("unacked-quarantine", 0, -1) == [sent]
+
+
+def test_what_celery_chokes_on_is_set_aside_and_names_no_text(
+    taker: Taker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    deliver = taker.channel.connection._deliver
+
+    def choke(message: dict[str, Any], queue: str) -> None:
+        deliver(message, queue)
+        if len(taker.taken) == 1:
+            raise KeyError("a secret text")
+
+    monkeypatch.setattr(taker.channel.connection, "_deliver", choke)
+    taker.publish("first", "poison", "a1")
+    assert taker.take(2) == ["poison", "a1"]
+    assert taker.channel.client.llen("unacked-quarantine") == 1
+    assert list(taker.channel.qos._delivered) == [taker.taken[1].delivery_tag]
+    assert "set aside" in caplog.text
+    assert "secret" not in caplog.text
 
 
 @pytest.mark.parametrize("way", ["ack", "requeue"])

@@ -51,16 +51,16 @@ def main() -> int:
         for store in settings.stores:
             open_store(store).check_writable()
         profile = profile_of(settings.model)
+        cache = _cache(settings, profile)
         engine = load_engine(profile, settings)
     except EmbedfleetError as exc:
         log.error("%s", exc)
         return _EXIT_TRY_AGAIN if isinstance(exc, Retryable) else _EXIT_CONFIGURATION
     threading.Thread(target=_exit_when_dead, args=(engine,), daemon=True).start()
-    _serve(
-        settings, broker, Pipeline(engine, profile, _cache(settings, engine), settings.cache_salt.get_secret_value())
-    )
+    pipeline = Pipeline(engine, profile, cache, settings.cache_salt.get_secret_value())
+    code = _serve(settings, broker, pipeline)
     engine.close()
-    return 0
+    return code
 
 
 def load_engine(profile: ModelProfile, settings: FleetSettings) -> Engine:
@@ -72,7 +72,8 @@ def load_engine(profile: ModelProfile, settings: FleetSettings) -> Engine:
     return VllmEngine(profile, settings)
 
 
-def _serve(settings: FleetSettings, broker: Broker, pipeline: Pipeline) -> None:
+def _serve(settings: FleetSettings, broker: Broker, pipeline: Pipeline) -> int:
+    """Consume until told to stop; Celery's exit code, which is not 0 when its loop ended by itself."""
     tasks = Tasks(
         pipeline=pipeline,
         broker=broker,
@@ -87,20 +88,22 @@ def _serve(settings: FleetSettings, broker: Broker, pipeline: Pipeline) -> None:
     queues = [broker.queue(settings.model, lane) for lane in ("interactive", "bulk")]
     celery = app.build(broker, tasks, queues, settings.lease_s)
     log.info("consuming %s", ", ".join(queues))
-    celery.Worker(queues=queues, without_gossip=True, without_mingle=True, without_heartbeat=True, quiet=True).start()
+    worker = celery.Worker(queues=queues, without_gossip=True, without_mingle=True, without_heartbeat=True, quiet=True)
+    worker.start()
+    return int(worker.exitcode or 0)
 
 
 def _without_bodies(record: logging.LogRecord) -> bool:
-    """Celery logs the whole body of a message it does not know; texts never reach a log."""
-    if "full contents of the message" in str(record.msg):
-        record.msg, record.args = "a message that is none of ours was dropped", ()
+    """Celery logs the whole body of a message that it can't use; texts never reach a log."""
+    if "message body" in str(record.msg):
+        record.msg, record.args, record.exc_info = "a message that is none of ours was dropped", (), None
     return True
 
 
-def _cache(settings: FleetSettings, engine: Engine) -> VectorCache | NoCache:
+def _cache(settings: FleetSettings, profile: ModelProfile) -> VectorCache | NoCache:
     if settings.cache_url is None:
         return NoCache()
-    return VectorCache(settings.cache_url.get_secret_value(), engine.dimensions)
+    return VectorCache(settings.cache_url.get_secret_value(), profile.dimensions)
 
 
 def _exit_when_dead(engine: Engine) -> None:

