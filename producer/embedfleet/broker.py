@@ -3,10 +3,11 @@
 import hashlib
 import json
 import re
+import ssl
 import time
 import uuid
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import redis
 from celery import Celery
@@ -16,11 +17,15 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop
 
 from embedfleet.contract import TASK_ANSWER, TASK_EMBED, Batch, Document, Request
 from embedfleet.errors import BrokerUnavailable, ConfigurationError, WaitTimeout
-from embedfleet.settings import FleetSettings, mask_url
+from embedfleet.settings import FleetSettings, mask, mask_url
 
 CONNECT_TIMEOUT_S = 5.0
 _REPLY_TTL_S = 600
 _BLOCK_S = 2.0  # one blocking look for a reply; short, so that Ctrl-C is heard
+
+# By scheme, what Celery and redis-py both understand behind the question mark.
+_TLS_OPTIONS = ("ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname")
+_URL_OPTIONS: dict[str, tuple[str, ...]] = {"redis": (), "rediss": _TLS_OPTIONS, "redis+socket": ("virtual_host",)}
 
 # Publishing again is harmless (a part is written once), so what may or may not have arrived is sent again.
 _PUBLISH_POLICY = Retrying(
@@ -51,6 +56,8 @@ def celery_app(url: str, lease_s: float) -> Celery:
         task_acks_late=True,
         task_acks_on_failure_or_timeout=False,
         task_ignore_result=True,
+        # kombu would not look at the server's certificate unless told to; what the URL says goes first.
+        broker_use_ssl={"ssl_cert_reqs": ssl.CERT_REQUIRED} if url.startswith("rediss:") else None,
         task_publish_retry=False,  # one retry policy, ours
         broker_connection_timeout=CONNECT_TIMEOUT_S,
         broker_transport_options={
@@ -119,6 +126,10 @@ class Broker:
         """Say that a worker consumes a queue, for the next ``ttl_s`` seconds."""
         self._call(self.redis.set, f"{queue}-worker-{worker}", "1", px=int(ttl_s * 1000))
 
+    def withdraw(self, queue: str, worker: str) -> None:
+        """Take back what :meth:`announce` said."""
+        self._call(self.redis.delete, f"{queue}-worker-{worker}")
+
     def workers(self, queue: str) -> list[str]:
         """Names of the workers that lately said they consume a queue."""
         keys = self._call(lambda: list(self.redis.scan_iter(match=f"{queue}-worker-*", count=1000)))
@@ -163,28 +174,33 @@ def _checked_url(settings: FleetSettings) -> str:
             "or start a fleet on this machine with `embedfleet up`."
         )
     url = settings.broker_url.get_secret_value()
-    scheme = url.partition("://")[0] if "://" in url else ""
-    if scheme not in ("redis", "rediss", "redis+socket"):
-        raise ConfigurationError(
-            f"broker {mask_url(url)}: {scheme or 'no scheme'} is not supported. "
-            "Give redis://, rediss:// or redis+socket://."
-        )
     check_redis_url(url, "broker")
     return url
 
 
 def redis_url(url: str) -> str:
-    """The URL as redis-py writes it: Celery says ``redis+socket`` where redis-py says ``unix``."""
-    return re.sub(r"^redis\+socket:", "unix:", url)
+    """The URL as redis-py writes it, which has other names for a socket and its database than Celery."""
+    return re.sub(r"^redis\+socket:", "unix:", url).replace("?virtual_host=", "?db=")
 
 
 def check_redis_url(url: str, what: str) -> None:
-    """Raise ConfigurationError, naming ``what``, for what is no Redis URL."""
+    """Raise ConfigurationError, naming ``what``, for what is no Redis URL that Celery and redis-py read alike."""
     try:
-        urlsplit(url).port  # noqa: B018 - raises ValueError
+        parts = urlsplit(url)
+        if parts.scheme not in _URL_OPTIONS:
+            raise ValueError(
+                f"{parts.scheme or 'no scheme'} is not supported; give redis://, rediss:// or redis+socket://"
+            )
+        for option in parse_qs(parts.query, keep_blank_values=True):
+            if option not in _URL_OPTIONS[parts.scheme]:
+                known = ", ".join(_URL_OPTIONS[parts.scheme]) or "none"
+                raise ValueError(f"the option {option!r} is not known; {parts.scheme}:// has {known}")
+        if parts.scheme != "redis+socket" and not re.fullmatch(r"/?\d*", parts.path):
+            raise ValueError("the database behind the host must be a number")
+        parts.port  # noqa: B018 - raises ValueError
         redis.ConnectionPool.from_url(redis_url(url))
     except ValueError as exc:
         raise ConfigurationError(
-            f"{what} {mask_url(url)}: it is no Redis URL ({mask_url(str(exc))}). It looks like redis://host:6379/0; "
+            f"{what} {mask(url)}: it is no Redis URL ({mask_url(str(exc))}). It looks like redis://host:6379/0; "
             "write / in a password as %2F."
         ) from None

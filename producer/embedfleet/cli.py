@@ -1,8 +1,10 @@
-"""The command line. Each command reads its options, calls the SDK and says what came of it; no work is done here."""
+"""The commands. Each reads its options, calls the SDK and says what came of it; no work is done here.
+
+What becomes of errors is in entry.py.
+"""
 
 import json
 import os
-import signal
 import sys
 import time
 from typing import Any
@@ -14,15 +16,13 @@ from embedfleet import doctor as checks
 from embedfleet import models as profiles
 from embedfleet.client import Fleet
 from embedfleet.contract import EmbedSettings, Overflow
-from embedfleet.errors import ConfigurationError, EmbedfleetError, WaitTimeout
+from embedfleet.errors import ConfigurationError
 from embedfleet.local import LocalFleet, worker_environment
 from embedfleet.options import embed_options, fleet_options
 from embedfleet.progress import bar
-from embedfleet.running import Source, Unfinished, command_line, done_before, exit_code, resumable, running
+from embedfleet.running import Source, command_line, done_before, exit_code, resumable, running
 from embedfleet.settings import FleetSettings
-from embedfleet.store import Store, open_store
-
-EXIT_USAGE, EXIT_UNFINISHED = 2, 3
+from embedfleet.store import Store, canonical_uri, open_store
 
 to_option = click.option("--to", default=None, help="Folder or URI for the job folder; default: the store.")
 text_field_option = click.option("--text-field", default="text", show_default=True, help="Field of the text.")
@@ -30,26 +30,6 @@ id_field_option = click.option("--id-field", default=None, help="Field of the id
 key_option = click.option("--key", default=None, help="Idempotency key; default: from the inputs and settings.")
 quiet_option = click.option("--quiet", is_flag=True, help="No progress bar.")
 json_option = click.option("--json", "as_json", is_flag=True, help="For machines: JSON on stdout.")
-
-
-def main() -> None:
-    """Entry point: errors become one message on stderr and an exit code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        code = cli.main(standalone_mode=False)
-    except click.ClickException as exc:
-        exc.show()
-        code = EXIT_USAGE
-    except (click.exceptions.Abort, KeyboardInterrupt):
-        code = _complain("stopped; run the same command again to go on.", EXIT_UNFINISHED)
-    except (Unfinished, WaitTimeout) as exc:
-        code = _complain(exc, EXIT_UNFINISHED)
-    except EmbedfleetError as exc:
-        code = _complain(exc, EXIT_USAGE)
-    except BrokenPipeError:  # embedfleet results … | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    sys.exit(code or 0)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -87,7 +67,8 @@ def embed(
 
     Without a broker everything runs here, for as long as the command does. Stopped, the same command goes on.
     """
-    source = Source(inputs, text_field, id_field, key, profiles.resolve(settings, fleet.model))
+    resolved = profiles.resolve(settings, fleet.model)
+    source = Source(inputs, text_field, id_field, key, resolved, _store_uri(fleet, to))
     store = _store(fleet, to)
     with running(fleet, store) as run, resumable(source.resume_hint()):
         before, begun = done_before(store, source.key), time.monotonic()
@@ -117,7 +98,8 @@ def submit(
     """Queue INPUT for the workers at the broker and return."""
     with Fleet(**dict(fleet)) as client:
         client.broker.check()
-        source = Source(inputs, text_field, id_field, key, profiles.resolve(settings, fleet.model))
+        resolved = profiles.resolve(settings, fleet.model)
+        source = Source(inputs, text_field, id_field, key, resolved, _store_uri(fleet, to))
         store = _store(fleet, to)
         with resumable(source.resume_hint()):
             job = client.submit(source.records(), settings=settings, to=store.uri, key=source.key)
@@ -172,9 +154,10 @@ def retry(job: str, on_overflow: Overflow | None, quiet: bool, as_json: bool, fl
         child = run.fleet.job(job).retry(on_overflow=on_overflow)
         if child is None:
             click.echo("nothing to retry: no text failed that could do better (too_long: --on-overflow truncate)")
-            return 0
+            return 1 if failed.errors_left() else 0
         before, begun = child.status().totals.texts, time.monotonic()
-        return run.follow(child, begun, before, total=None, quiet=quiet, as_json=as_json)
+        code = run.follow(child, begun, before, total=None, quiet=quiet, as_json=as_json)
+        return code or (1 if failed.errors_left() else 0)
 
 
 @cli.command()
@@ -260,15 +243,19 @@ def doctor(as_json: bool, fleet: FleetSettings) -> int:
             click.echo(f"{'ok  ' if result.ok else 'FAIL'} {result.name}: {result.detail}")
             if not result.ok:
                 click.echo(f"     {result.remedy}")
-    return 0 if all(result.ok for result in found) else EXIT_USAGE
+    return 0 if all(result.ok for result in found) else 2
+
+
+def _store_uri(fleet: FleetSettings, to: str | None) -> str:
+    uri = to or fleet.store
+    if uri is None:
+        raise ConfigurationError("no store: give --to FOLDER or set EMBEDFLEET_STORE.")
+    return canonical_uri(uri)
 
 
 def _store(fleet: FleetSettings, to: str | None) -> Store:
     """The store to write to, tried before anything is queued."""
-    uri = to or fleet.store
-    if uri is None:
-        raise ConfigurationError("no store: give --to FOLDER or set EMBEDFLEET_STORE.")
-    store = open_store(uri, make=True)
+    store = open_store(_store_uri(fleet, to), make=True)
     store.check_writable()
     return store
 
@@ -280,8 +267,3 @@ def _say_status(now: Any, as_json: bool) -> None:
         return
     of = f" of {now.batches}" if now.batches is not None else ""
     click.echo(f"{now.state}: {now.batches_done}{of} batches, {totals['texts']:,} texts, {totals['errors']:,} errors")
-
-
-def _complain(message: object, code: int) -> int:
-    click.echo(f"embedfleet: {message}", err=True)
-    return code

@@ -51,7 +51,7 @@ def store(settings: FleetSettings) -> Check:
     if settings.store is None:
         return Check("store", True, "none configured; give --to with each job")
     try:
-        found = open_store(settings.store, make=True)
+        found = open_store(settings.store, make=True)  # as the first job would
         found.check_writable()
     except EmbedfleetError as exc:
         return Check("store", False, str(exc), "Make the folder writable, or correct EMBEDFLEET_STORE.")

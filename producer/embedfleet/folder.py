@@ -1,16 +1,20 @@
-"""A folder as a store. Not which store a URI names (store.py)."""
+"""A folder as a store. Not which store a URI names (store.py).
+
+Plain files, without obstore: its threads do not live on in a forked child, where every call would hang, and its
+create-once, killed in the middle, leaves ``name#1`` behind, on which readers of the whole folder stumble.
+"""
 
 import os
+import stat
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
-
-from obstore.store import LocalStore, ObjectStore
+from urllib.parse import urlsplit
 
 from embedfleet.errors import AlreadyExists, ConfigurationError, EmbedfleetError, NotFound, StoreUnavailable
-from embedfleet.store import Store, canonical_uri, first_line
+from embedfleet.store import Store, canonical_uri, check_name, first_line, local_path
 
 if TYPE_CHECKING:
     import pyarrow.dataset
@@ -21,7 +25,7 @@ class Folder(Store):
 
     def __init__(self, uri: str, *, make: bool = False) -> None:
         super().__init__(canonical_uri(uri))
-        self.folder = Path(unquote(urlsplit(self.uri).path))
+        self.folder = local_path(urlsplit(self.uri).path)
         """The local folder."""
         if make:
             try:
@@ -29,17 +33,46 @@ class Folder(Store):
             except OSError as exc:
                 raise ConfigurationError(f"store {self.uri}: it can't be made ({first_line(exc)}).") from None
 
-    def create(self, path: str, data: bytes) -> None:
-        """Write an object that must not be there yet, atomically. Raises AlreadyExists or StoreUnavailable."""
+    def get(self, path: str) -> bytes:
+        """The file's bytes."""
+        with self._file(path) as file:
+            return file.read_bytes()
+
+    def tail(self, path: str, size_bytes: int) -> bytes:
+        """The file's last bytes."""
+        with self._file(path) as file, file.open("rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - size_bytes))
+            return stream.read()
+
+    def exists(self, path: str) -> bool:
+        """Whether the file is there."""
         try:
-            self._call(path, lambda _: self._create_file(path, data))
+            with self._file(path) as file:
+                return stat.S_ISREG(file.stat().st_mode)
+        except NotFound:
+            return False
+
+    def create(self, path: str, data: bytes) -> None:
+        """Write a file that must not be there yet, whole or not at all."""
+        try:
+            with self._file(path) as target:
+                self._create_file(target, data)
         except NotFound as exc:  # a folder that vanished meanwhile, not a missing object
             raise StoreUnavailable(str(exc)) from None
+
+    def paths(self, prefix: str, after: str | None = None) -> list[str]:
+        """Files below a folder; hidden ones are still being written."""
+        try:
+            with self._file(prefix) as folder:
+                found = [f"{prefix}/{name}" for name in _files_below(folder)]
+        except NotFound:
+            return []
+        return sorted(path for path in found if after is None or path > after)
 
     def check_writable(self) -> None:
         """Write and remove a probe file."""
         if not self.folder.is_dir():
-            raise StoreUnavailable(f"store {self.uri}: it is not there. Mount it, or make the folder.")
+            raise self._gone()
         probe = f".embedfleet-probe-{uuid.uuid4().hex}"
         try:
             self.create(probe, b"")
@@ -53,19 +86,22 @@ class Folder(Store):
 
         return ds.dataset([str(self.folder / path) for path in paths], format="parquet")
 
-    def _open(self) -> ObjectStore:
-        return LocalStore(self.folder)
+    @contextmanager
+    def _file(self, path: str) -> Iterator[Path]:
+        """Where the object is; inside, every error becomes one of ours."""
+        check_name(path)
+        try:
+            yield self.folder / path
+        except (FileNotFoundError, NotADirectoryError) as exc:
+            raise (self._not_found(path, exc) if self.folder.is_dir() else self._gone()) from None
+        except (OSError, ValueError) as exc:
+            raise self._unavailable(path, exc) from None
 
-    def _is_gone(self, exc: BaseException) -> bool:  # noqa: ARG002 - the folder itself says it
-        return not self.folder.is_dir()
-
-    def _create_file(self, path: str, data: bytes) -> None:
-        """Written in full under a hidden name, then linked: there is never half an object.
-
-        Not obstore's own create-once: killed in the middle it leaves ``name#1`` behind, on which readers of the
-        whole folder stumble. Hidden names they all leave out.
-        """
-        target = self.folder / path
+    def _create_file(self, target: Path, data: bytes) -> None:
+        """Written in full under a hidden name, which readers leave out, then linked: there is never half an object."""
+        if not self.folder.is_dir():
+            raise FileNotFoundError
+        made = [folder for folder in target.parents if not folder.is_dir()]
         target.parent.mkdir(parents=True, exist_ok=True)
         hidden = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         try:
@@ -74,9 +110,18 @@ class Folder(Store):
                 stream.flush()
                 os.fsync(stream.fileno())  # the commit point must not come back empty after a power cut
             _link(hidden, target)
-            _sync_folder(target.parent)
+            for folder in (target.parent, *(folder.parent for folder in made)):
+                _sync_folder(folder)
         finally:
             hidden.unlink(missing_ok=True)
+
+
+def _files_below(folder: Path, prefix: str = "") -> Iterator[str]:
+    for entry in os.scandir(folder):
+        if entry.is_dir():
+            yield from _files_below(Path(entry.path), f"{prefix}{entry.name}/")
+        elif not entry.name.startswith("."):
+            yield prefix + entry.name
 
 
 def _link(source: Path, target: Path) -> None:

@@ -44,9 +44,12 @@ class Scan:
     """Number of records; None for stdin."""
 
 
-def scan(inputs: Sequence[str], *, text_field: str = "text", id_field: str | None = None) -> Scan:
+def scan(
+    inputs: Sequence[str], *, text_field: str = "text", id_field: str | None = None, store: str | None = None
+) -> Scan:
     """Read all files once, in constant memory, so that what is wrong comes up before anything is queued.
 
+    ``store``: URI of the store of the job, whose files below a directory are no input.
     Standard input can't be read twice: nothing but its being the only input is checked.
 
     Raises InputError for everything :func:`read` raises it for.
@@ -55,12 +58,17 @@ def scan(inputs: Sequence[str], *, text_field: str = "text", id_field: str | Non
     if _is_stdin(inputs):
         return Scan(None, None)
     fingerprint = hashlib.sha256()
-    texts = sum(1 for _ in _unique(_file_records(sources_of(inputs), fields, fingerprint)))
+    texts = sum(1 for _ in _unique(_file_records(sources_of(inputs, store), fields, fingerprint)))
     return Scan(fingerprint.hexdigest(), texts)
 
 
 def read(
-    inputs: Sequence[str], *, text_field: str = "text", id_field: str | None = None, stdin: BinaryIO | None = None
+    inputs: Sequence[str],
+    *,
+    text_field: str = "text",
+    id_field: str | None = None,
+    store: str | None = None,
+    stdin: BinaryIO | None = None,
 ) -> Iterator[Record]:
     """The records of files, directories (recursively, sorted, hidden files left out) or ``-``, standard input.
 
@@ -75,7 +83,7 @@ def read(
     if _is_stdin(inputs):
         located = _records(_stdin_rows(stdin, fields), _STDIN_SHOWN, "", fields)
     else:
-        located = _file_records(sources_of(inputs), fields, None)
+        located = _file_records(sources_of(inputs, store), fields, None)
     return (record for _, record in _unique(located))
 
 

@@ -3,6 +3,7 @@
 import itertools
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -148,6 +149,14 @@ class Job:
     def rows(self) -> Iterator[dict[str, Any]]:
         """Every outcome so far with the columns that were carried along, a dict a text, batch by batch."""
         return outcomes.rows([job.folder for job in self._chain()])
+
+    def error_counts(self) -> Counter[str]:
+        """How many texts of this job, without its retries, have which error so far."""
+        return outcomes.error_counts([self.folder])
+
+    def errors_left(self) -> Counter[str]:
+        """How many texts have which error so far, after this job's retries."""
+        return outcomes.error_counts([job.folder for job in self._chain()])
 
     def retry(self, *, on_overflow: Overflow | None = None) -> "Job | None":
         """Submit the failed texts again as a child job, with another overflow policy if given.

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -35,7 +36,7 @@ class LocalFleet:
     """
 
     def __init__(self, settings: FleetSettings, *, stores: tuple[str, ...] = (), log_to_file: bool = True) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="embedfleet-"))
+        self._folder = _private_folder()
         self._log = self._folder / "worker.log" if log_to_file else None
         self.settings = settings.model_copy(
             update={
@@ -139,6 +140,16 @@ class LocalFleet:
         return self._log.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
+def _private_folder() -> Path:
+    """A new folder for a socket: its path has to be short, and plain enough to be part of a URL."""
+    for place in (None, "/tmp"):  # noqa: S108 - the folder in it is this user's alone
+        folder = Path(tempfile.mkdtemp(prefix="embedfleet-", dir=place))
+        if re.fullmatch(r"[A-Za-z0-9/._-]{1,90}", str(folder)):
+            return folder
+        folder.rmdir()
+    raise ConfigurationError(f"{tempfile.gettempdir()}: too long for the path of a socket. Set TMPDIR to a short one.")
+
+
 def worker_environment(settings: FleetSettings) -> dict[str, str]:
     """The environment of a process that is to have exactly these settings."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("EMBEDFLEET_")}
@@ -164,13 +175,14 @@ def _spawn(arguments: list[str], environment: dict[str, str], log: Path | None) 
         if os.getppid() != parent:  # it died before the line above
             os._exit(1)
 
+    stderr = sys.stderr.fileno() if sys.stderr else subprocess.DEVNULL
     with log.open("ab") if log else contextlib.nullcontext() as stream:
         return subprocess.Popen(
             arguments,
             env=environment,
             stdin=subprocess.DEVNULL,
-            stdout=stream or sys.stderr.fileno(),
-            stderr=stream or sys.stderr.fileno(),
+            stdout=stream or stderr,
+            stderr=stream or stderr,
             start_new_session=True,
             preexec_fn=end_with_parent,
         )

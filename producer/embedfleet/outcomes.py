@@ -1,5 +1,6 @@
 """Reading outcomes back over a chain of a job and its retries. Not how they are written (tables.py)."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,20 @@ def rows(chain: Sequence[JobFolder]) -> Iterator[dict[str, Any]]:
             for record, row in zip(records, _part_rows(folder, number), strict=True):
                 if record.id not in later[folder.job]:
                     yield {**row, **record.columns}
+
+
+def error_counts(chain: Sequence[JobFolder]) -> Counter[str]:
+    """How many texts have which error; of a part only what failed is read."""
+    counts: Counter[str] = Counter()
+    later: set[str] = set()
+    for folder in reversed(chain):
+        for number in folder.parts():
+            if folder.part_info(number).totals.errors:
+                rows = _part_rows(folder, number, ["id", "error"])
+                counts.update(row["error"] for row in rows if row["error"] and row["id"] not in later)
+        if folder is not chain[0]:
+            later |= _ids(folder)
+    return counts
 
 
 def failed(folder: JobFolder, *, may_overflow: bool) -> Iterator[Record]:

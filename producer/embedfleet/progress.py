@@ -17,7 +17,7 @@ Show = Callable[[JobStatus], None]
 @contextmanager
 def bar(total: int | None, *, quiet: bool) -> Iterator[Show]:
     """A function that shows a status; it shows nothing when stderr is no terminal, or with ``quiet``."""
-    if quiet or not sys.stderr.isatty():
+    if quiet or sys.stderr is None or not sys.stderr.isatty():
         yield lambda _: None
         return
     from rich.console import Console
@@ -81,11 +81,5 @@ def say(summary: dict[str, Any], job: Job, *, as_json: bool) -> None:
     )
     click.echo(f"{summary['state']}: {job.uri}")
     if summary["errors"]:
-        click.echo(f"errors: {errors_by_code(job)}; see them with: embedfleet results {job.uri}", err=True)
-
-
-def errors_by_code(job: Job) -> str:
-    """Like ``too_long 3, empty 1``."""
-    counts = job.results().to_table(columns=["error"])["error"].value_counts().to_pylist()
-    found = sorted(((item["counts"], item["values"]) for item in counts if item["values"] is not None), reverse=True)
-    return ", ".join(f"{code} {count}" for count, code in found)
+        said = ", ".join(f"{code} {count}" for code, count in job.error_counts().most_common())
+        click.echo(f"errors: {said}; see them with: embedfleet results {job.uri}", err=True)

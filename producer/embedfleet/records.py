@@ -24,11 +24,18 @@ class Record:
     columns: dict[str, str | None] = field(default_factory=dict)
 
 
-def records_of(items: Iterable[object], *, id_field: str = "id", text_field: str = "text") -> Iterator[Record]:
+def records_of(items: Iterable[object]) -> Iterator[Record]:
     """Records from strings (the id is the position), (id, text) pairs, mappings or Records.
 
-    Raises InputError naming the position of what is none of these, lacks the text or has an unusable id.
+    Raises InputError naming the position of what is none of these, lacks the text or has an unusable id; and for a
+    single text or mapping, whose letters or keys would be taken for texts.
     """
+    if isinstance(items, (str, bytes, Mapping)):
+        raise InputError(f"records: a single {type(items).__name__} was given. Put it into a list.")
+    return _each(items)
+
+
+def _each(items: Iterable[object]) -> Iterator[Record]:
     for position, item in enumerate(items):
         where = f"record {position}"
         if isinstance(item, Record):
@@ -38,11 +45,11 @@ def records_of(items: Iterable[object], *, id_field: str = "id", text_field: str
         elif isinstance(item, tuple) and len(item) == 2:
             yield Record(id_of(item[0], where), item[1])
         elif isinstance(item, Mapping):
-            yield record_of(item, str(position), where, id_field=id_field, text_field=text_field)
+            yield record_of(item, str(position), where, id_field="id", text_field="text")
         else:
             raise InputError(
                 f"{where}: {type(item).__name__} is no record. Give strings, (id, text) pairs, "
-                f"or mappings with {id_field!r} and {text_field!r}."
+                "or mappings with 'id' and 'text'."
             )
 
 

@@ -40,15 +40,21 @@ class Source:
     """The inputs of a command: checked before anything is queued, then read as records."""
 
     def __init__(
-        self, names: tuple[str, ...], text_field: str, id_field: str | None, key: str | None, settings: EmbedSettings
+        self,
+        names: tuple[str, ...],
+        text_field: str,
+        id_field: str | None,
+        key: str | None,
+        settings: EmbedSettings,
+        store: str,
     ) -> None:
-        scan = inputs.scan(names, text_field=text_field, id_field=id_field)
+        scan = inputs.scan(names, text_field=text_field, id_field=id_field, store=store)
         self.texts = scan.texts
         self._given_key = key
         made = json.dumps([scan.fingerprint, text_field, id_field, settings.model_dump()])
         self.key = key or (made if scan.fingerprint else uuid.uuid4().hex)
         self._is_pipe = scan.fingerprint is None
-        stream = inputs.read(names, text_field=text_field, id_field=id_field)
+        stream = inputs.read(names, text_field=text_field, id_field=id_field, store=store)
         # The first record now: a pipe that is empty or wrong at once is refused before a job exists.
         self._records = chain([next(stream)], stream)
 

@@ -5,17 +5,17 @@ the role of the machine or container; with boto3 installed also profiles.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import obstore
-from obstore.exceptions import AlreadyExistsError
-from obstore.store import ObjectStore, S3Store
+from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
+from obstore.store import S3Store
 
 from embedfleet.errors import AlreadyExists, ConfigurationError, NotFound, StoreUnavailable
-from embedfleet.store import Store, first_line
+from embedfleet.store import Store, check_name, first_line
 
 if TYPE_CHECKING:
     import pyarrow.dataset
@@ -25,13 +25,42 @@ _TIMEOUT = "60s"  # of one request: a part of 512 vectors of 4096 numbers has 8 
 # The driver's own tries, below the worker's policy: enough for a dropped connection.
 _RETRIES: Any = {"max_retries": 2}
 _PROBE = ".embedfleet-probe"
+_process: int | None = None
+"""Id of the process that first used a store here."""
 
 
 class S3(Store):
     """Objects below a prefix of a bucket, which must be there."""
 
+    def get(self, path: str) -> bytes:
+        """The object's bytes."""
+        return bytes(self._call(path, lambda driver: obstore.get(driver, path).bytes()))
+
+    def tail(self, path: str, size_bytes: int) -> bytes:
+        """The object's last bytes."""
+        suffix: Any = {"range": {"suffix": size_bytes}}
+        return bytes(self._call(path, lambda driver: obstore.get(driver, path, options=suffix).bytes()))
+
+    def exists(self, path: str) -> bool:
+        """Whether the object is there."""
+        try:
+            self._call(path, lambda driver: obstore.head(driver, path))
+        except NotFound:
+            return False
+        return True
+
+    def paths(self, prefix: str, after: str | None = None) -> list[str]:
+        """Objects below a prefix."""
+
+        def found(driver: S3Store) -> list[str]:
+            pages = obstore.list(driver, prefix=prefix, offset=after)
+            return sorted(meta["path"] for page in pages for meta in page)
+
+        listed: list[str] = self._call(prefix, found)
+        return listed
+
     def create(self, path: str, data: bytes) -> None:
-        """Write an object that must not be there yet, atomically. Raises AlreadyExists or StoreUnavailable."""
+        """Write an object that must not be there yet, in one conditional request."""
         try:
             self._call(path, lambda driver: self._put(driver, path, data))
         except NotFound as exc:
@@ -69,18 +98,37 @@ class S3(Store):
         client = {"connect_timeout": _CONNECT_TIMEOUT, "timeout": _TIMEOUT, "allow_http": endpoint.startswith("http:")}
         return {"client_options": client, "retry_config": _RETRIES, **_credentials()}
 
-    def _open(self) -> ObjectStore:
+    @cached_property
+    def _driver(self) -> S3Store:
         bucket, _, prefix = self.uri.removeprefix("s3://").partition("/")
         return S3Store(bucket, prefix=prefix or None, **self._options)
 
-    def _is_gone(self, exc: BaseException) -> bool:
-        return "NoSuchBucket" in str(exc)
+    def _call(self, path: str, operation: Callable[[S3Store], Any]) -> Any:
+        check_name(path)
+        _check_process()
+        try:
+            return operation(self._driver)
+        except (NotFoundError, FileNotFoundError) as exc:
+            raise (self._gone() if "NoSuchBucket" in str(exc) else self._not_found(path, exc)) from None
+        except (BaseError, OSError) as exc:
+            raise self._unavailable(path, exc) from None
 
-    def _put(self, driver: ObjectStore, path: str, data: bytes) -> None:
+    def _put(self, driver: S3Store, path: str, data: bytes) -> None:
         try:
             obstore.put(driver, path, data, mode="create", use_multipart=False)
         except AlreadyExistsError as exc:
             raise AlreadyExists(f"{self.uri}/{path}: it is there already ({first_line(exc)}).") from None
+
+
+def _check_process() -> None:
+    """The driver's threads do not live on in a forked child, where every call would hang."""
+    global _process
+    _process = _process or os.getpid()
+    if _process != os.getpid():
+        raise ConfigurationError(
+            "S3: this process was forked after its parent had used an S3 store, whose threads are missing here. Use a "
+            "fleet only after forking, or start processes by spawn."
+        )
 
 
 def _credentials() -> dict[str, Any]:

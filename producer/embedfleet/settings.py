@@ -26,13 +26,20 @@ from embedfleet.errors import ConfigurationError
 from embedfleet.models import DEFAULT_MODEL
 
 _PREFIX = "EMBEDFLEET_"
+# What Kubernetes sets in every container for a service whose name begins with embedfleet.
+_KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP)(_\w+)?)$")
 
 
 class FleetSettings(BaseSettings):
     """What producers, workers and the command line share. Use :func:`load`, whose errors are for people."""
 
     model_config = SettingsConfigDict(
-        env_prefix=_PREFIX, env_file=".env", toml_file="embedfleet.toml", extra="ignore", frozen=True
+        env_prefix=_PREFIX,
+        env_ignore_empty=True,  # what a compose file fills in from a variable that is not set
+        env_file=".env",
+        toml_file="embedfleet.toml",
+        extra="ignore",
+        frozen=True,
     )
 
     broker_url: SecretStr | None = Field(default=None, description="Queue: redis://…, rediss://… or redis+socket://…")
@@ -101,13 +108,14 @@ class FleetSettings(BaseSettings):
 
 
 def load(**arguments: Any) -> FleetSettings:
-    """Settings from every source; ``None`` arguments count as not given. Raises ConfigurationError."""
-    given = {name: value for name, value in arguments.items() if value is not None}
+    """Settings from every source; what is ``None`` or empty counts as not given. Raises ConfigurationError."""
+    given = {name: value for name, value in arguments.items() if value not in (None, "")}
     _refuse_unknown(given, FleetSettings.model_fields, "argument {!r}")
     _refuse_unknown(_toml(), FleetSettings.model_fields, "embedfleet.toml: {!r}")
     variables = {_PREFIX + name.upper() for name in FleetSettings.model_fields}
     for where, names in (("{}", os.environ), (".env: {}", _dotenv())):
-        _refuse_unknown([name for name in names if name.upper().startswith(_PREFIX)], variables, where)
+        ours = [name for name in names if name.upper().startswith(_PREFIX) and not _KUBERNETES.search(name)]
+        _refuse_unknown(ours, variables, where)
     try:
         return FleetSettings(**given)
     except ValidationError as exc:
@@ -120,7 +128,7 @@ def mask_url(url: str) -> str:
     >>> mask_url("redis://me:secret@host:6379/0?password=secret")
     'redis://me:***@host:6379/0?password=***'
     """
-    authority = re.sub(r"(?<=://)([^:/@\s]*):(\S*)@", r"\1:***@", url)
+    authority = re.sub(r"(?<=://)([^:/@]*):((?:(?!\w://).)*)@", r"\1:***@", url)
     return re.sub(r"([?&]password=)[^&]*", r"\1***", authority)
 
 

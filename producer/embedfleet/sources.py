@@ -4,9 +4,13 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from embedfleet.errors import InputError
 from embedfleet.formats import Format, format_of
+from embedfleet.store import local_path
+
+_Identity = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,21 +23,27 @@ class Source:
     format: Format
 
 
-def sources_of(inputs: Sequence[str]) -> list[Source]:
+def sources_of(inputs: Sequence[str], store: str | None = None) -> list[Source]:
     """The files to read, in order: inputs as they come, what is below a directory sorted by its path in there.
 
-    Raises InputError for what is missing, unreadable, no regular file, or an empty directory.
+    ``store``: URI of a store; if it is a folder below a directory, it is left out. Raises InputError for what is
+    missing, unreadable, no regular file, an empty directory, or the store itself.
     """
     sources: list[Source] = []
+    left_out = _identity_of(store)
     for path in inputs:
-        found = sorted(_files(path, "", frozenset()), key=lambda source: source.name)
+        if left_out is not None and _identity(path) == left_out:
+            raise InputError(
+                f"{_printable(path)}: it is the store. Put the texts, or the vectors, into another folder."
+            )
+        found = sorted(_files(path, "", frozenset(), left_out), key=lambda source: source.name)
         if not found:
             raise InputError(f"{_printable(path)}: the directory has no files but hidden ones. Name another.")
         sources += found
     return sources
 
 
-def _files(path: str, name: str, parents: frozenset[tuple[int, int]]) -> Iterator[Source]:
+def _files(path: str, name: str, parents: frozenset[_Identity], left_out: _Identity | None) -> Iterator[Source]:
     """The file at ``path``, or all below it. ``name`` is its path within the directory that was given, if any."""
     shown = _printable(path)
     try:
@@ -50,9 +60,23 @@ def _files(path: str, name: str, parents: frozenset[tuple[int, int]]) -> Iterato
     if identity in parents:
         raise InputError(f"{shown}: a link back to a directory that contains it. Remove the link.")
     for entry in entries:
-        if not entry.startswith("."):
+        below = os.path.join(path, entry)  # noqa: PTH118
+        if not entry.startswith(".") and (left_out is None or _identity(below) != left_out):
             inner = f"{name}/{_printable(entry)}" if name else _printable(entry)
-            yield from _files(os.path.join(path, entry), inner, parents | {identity})  # noqa: PTH118
+            yield from _files(below, inner, parents | {identity}, left_out)
+
+
+def _identity_of(store: str | None) -> _Identity | None:
+    return _identity(str(local_path(urlsplit(store).path))) if store and store.startswith("file:") else None
+
+
+def _identity(path: str) -> _Identity | None:
+    """Device and inode of what is there."""
+    try:
+        info = os.stat(path)  # noqa: PTH116
+    except (OSError, ValueError):
+        return None
+    return info.st_dev, info.st_ino
 
 
 def _printable(path: str) -> str:

@@ -3,16 +3,13 @@
 The folder is in folder.py, S3 in s3.py.
 """
 
+import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
-
-import obstore
-from obstore.exceptions import BaseError, NotFoundError
-from obstore.store import ObjectStore
+from typing import TYPE_CHECKING
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from embedfleet.errors import ConfigurationError, ContractError, NotFound, StoreNotAllowed, StoreUnavailable
 from embedfleet.settings import mask_url
@@ -40,7 +37,9 @@ def canonical_uri(store: str) -> str:
         )
     try:
         path = _path_of(store) if scheme else Path(store).expanduser()
-        return path.resolve().as_uri()
+        uri = path.resolve().as_uri()
+        local_path(urlsplit(uri).path)
+        return uri
     except (ValueError, OSError, RuntimeError) as exc:  # NUL, half a surrogate, an unknown user, a loop of links
         raise ConfigurationError(f"store {store!r}: it is no path ({first_line(exc)}).") from None
 
@@ -49,7 +48,14 @@ def _path_of(uri: str) -> Path:
     parts = urlsplit(uri)
     if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
         raise ValueError("a file:// URI is file:// and an absolute path, with %3F for ? and %23 for #")
-    return Path(unquote(parts.path))
+    return local_path(parts.path)
+
+
+def local_path(quoted: str) -> Path:
+    """The path in a file:// URI, in the locale's encoding. Raises ValueError for bytes that are no UTF-8."""
+    path = unquote_to_bytes(quoted)
+    path.decode("utf-8")  # the driver takes no other
+    return Path(os.fsdecode(path))
 
 
 def _canonical_s3(store: str) -> str:
@@ -80,73 +86,51 @@ def open_store(uri: str, *, make: bool = False) -> "Store":
 
 
 class Store(ABC):
-    """Objects under one URI. Every error of the driver leaves here as one of embedfleet's."""
+    """Objects under one URI. Every error of the driver leaves as one of embedfleet's, mostly as StoreUnavailable.
+
+    Paths are relative to the URI and plain (:func:`check_name`), else ContractError. A store that is not there is
+    StoreUnavailable, never NotFound: an unmounted disk is no reason to take a job for deleted.
+    """
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self._driver: ObjectStore | None = None
 
+    @abstractmethod
     def get(self, path: str) -> bytes:
-        """The object's bytes. Raises NotFound or StoreUnavailable."""
-        return bytes(self._call(path, lambda driver: obstore.get(driver, path).bytes()))
+        """The object's bytes. Raises NotFound."""
 
+    @abstractmethod
     def tail(self, path: str, size_bytes: int) -> bytes:
-        """The object's last bytes; all of them if it is shorter."""
-        suffix: Any = {"range": {"suffix": size_bytes}}
-        return bytes(self._call(path, lambda driver: obstore.get(driver, path, options=suffix).bytes()))
+        """The object's last bytes; all of them if it is shorter. Raises NotFound."""
 
+    @abstractmethod
     def exists(self, path: str) -> bool:
         """Whether the object is there."""
-        try:
-            self._call(path, lambda driver: obstore.head(driver, path))
-        except NotFound:
-            return False
-        return True
 
     @abstractmethod
     def create(self, path: str, data: bytes) -> None:
-        """Write an object that must not be there yet, atomically. Raises AlreadyExists or StoreUnavailable."""
+        """Write an object that must not be there yet, atomically. Raises AlreadyExists."""
 
-    def paths(self, prefix: str, after: str | None = None) -> Iterator[str]:
-        """Paths under ``prefix`` in string order, from the one behind ``after`` on."""
-
-        def found(driver: ObjectStore) -> list[str]:
-            pages = obstore.list(driver, prefix=prefix, offset=after)
-            return sorted(meta["path"] for page in pages for meta in page)
-
-        yield from self._call(prefix, found)
+    @abstractmethod
+    def paths(self, prefix: str, after: str | None = None) -> list[str]:
+        """Paths of the objects below ``prefix`` in string order, from the one behind ``after`` on."""
 
     @abstractmethod
     def check_writable(self) -> None:
-        """Try what a job needs: writing, and that nothing is written twice.
-
-        Raises ConfigurationError, or StoreUnavailable for what may be different later.
-        """
+        """Try what a job needs: writing, and that nothing is written twice. Raises ConfigurationError too."""
 
     @abstractmethod
     def dataset(self, paths: Sequence[str]) -> "pyarrow.dataset.Dataset":
         """Parquet objects as one pyarrow Dataset, read when it is."""
 
-    @abstractmethod
-    def _open(self) -> ObjectStore:
-        """The driver."""
+    def _unavailable(self, path: str, exc: BaseException) -> StoreUnavailable:
+        return StoreUnavailable(f"store {self.uri}: {path} failed ({first_line(exc)}).")
 
-    @abstractmethod
-    def _is_gone(self, exc: BaseException) -> bool:
-        """Whether an object was not found because the whole store is not there."""
+    def _gone(self) -> StoreUnavailable:
+        return StoreUnavailable(f"store {self.uri}: it is not there. Mount it, or make it.")
 
-    def _call(self, path: str, operation: Callable[[ObjectStore], Any]) -> Any:
-        check_name(path)
-        try:
-            if self._driver is None:
-                self._driver = self._open()
-            return operation(self._driver)
-        except (NotFoundError, FileNotFoundError) as exc:
-            if self._is_gone(exc):  # an unmounted disk is no reason to take a job for deleted
-                raise StoreUnavailable(f"store {self.uri}: it is not there.") from None
-            raise NotFound(f"{self.uri}/{path}: there is no such object ({first_line(exc)}).") from None
-        except (BaseError, OSError) as exc:
-            raise StoreUnavailable(f"store {self.uri}: {path} failed ({first_line(exc)}).") from None
+    def _not_found(self, path: str, exc: BaseException) -> NotFound:
+        return NotFound(f"{self.uri}/{path}: there is no such object ({first_line(exc)}).")
 
 
 def check_allowed(uri: str, allowed: tuple[str, ...]) -> str:

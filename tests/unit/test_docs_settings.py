@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, SecretStr
 
-from embedfleet import cli
+from embedfleet import entry
 from embedfleet.contract import EmbedSettings, ErrorCode
 from embedfleet.settings import FleetSettings
 from embedfleet_worker import __main__ as worker
@@ -61,6 +61,6 @@ def test_each_error_code_has_a_row_and_there_is_no_other() -> None:
 
 def test_each_exit_code_has_a_row_and_there_is_no_other() -> None:
     section = ARCHITECTURE.partition("## Exit codes")[2].partition("\n## ")[0]
-    of_commands = {0, 1, cli.EXIT_USAGE, cli.EXIT_UNFINISHED}
+    of_commands = {0, 1, entry._EXIT_USAGE, entry._EXIT_UNFINISHED}
     of_workers = {0, worker._EXIT_CONFIGURATION, worker._EXIT_ENGINE, worker._EXIT_TRY_AGAIN}
     assert {int(code) for code in re.findall(r"^\| `(\d+)` \|", section, re.MULTILINE)} == of_commands | of_workers

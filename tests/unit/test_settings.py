@@ -116,7 +116,6 @@ def test_a_dotenv_file_that_is_no_text_is_named(folder: Path) -> None:
         ("lease_s", "0"),
         ("lease_s", "nan"),
         ("queue_prefix", "With Space"),
-        ("queue_prefix", ""),
         ("queue_prefix", "p" * 21),
         ("synthetic_texts_per_s", "-1"),
     ],
@@ -160,6 +159,7 @@ def test_masked_shows_everything_but_secrets() -> None:
         ("redis://host:6379/0", "redis://host:6379/0"),
         ("redis://:pw@host", "redis://:***@host"),
         ("redis://me:pw@host", "redis://me:***@host"),
+        ("redis://me:p w@host/0", "redis://me:***@host/0"),
         ("rediss://me:p:w@host/0", "rediss://me:***@host/0"),
         ("rediss://me:p@w@host/0", "rediss://me:***@host/0"),
         ("redis://me:p/w@host:6379/0", "redis://me:***@host:6379/0"),
@@ -173,6 +173,22 @@ def test_masked_shows_everything_but_secrets() -> None:
 )
 def test_passwords_in_urls_are_masked_wherever_they_are(url: str, masked: str) -> None:
     assert mask_url(url) == masked
+
+
+@pytest.mark.parametrize("name", ["store", "broker_url", "max_tokens", "queue_prefix"])
+def test_what_is_set_to_nothing_is_not_set(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a compose file does with a variable that is not there."""
+    monkeypatch.setenv(f"EMBEDFLEET_{name.upper()}", "")
+    assert getattr(load(), name) == getattr(load(**{name: ""}), name) == FleetSettings.model_fields[name].default
+
+
+@pytest.mark.parametrize("name", ["SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT", "PORT_80_TCP_ADDR"])
+@pytest.mark.parametrize("service", ["EMBEDFLEET", "EMBEDFLEET_REDIS"])
+def test_what_kubernetes_sets_for_a_service_of_our_name_is_none_of_ours(
+    service: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"{service}_{name}", "10.0.0.1")
+    load()
 
 
 def test_settings_cannot_be_changed_by_accident() -> None:

@@ -5,8 +5,9 @@ import re
 import shutil
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import suppress
+from multiprocessing import get_context
 from pathlib import Path
 
 import obstore
@@ -25,7 +26,15 @@ from embedfleet.errors import (
 )
 from embedfleet.folder import Folder
 from embedfleet.jobfolder import JobFolder, job_id_of
-from embedfleet.store import canonical_uri, check_allowed, open_store
+from embedfleet.s3 import S3
+from embedfleet.store import Store, canonical_uri, check_allowed, open_store
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> S3:
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    return S3("s3://vectors/a")
+
 
 # Creating
 
@@ -109,7 +118,7 @@ def test_what_is_not_there(store: Folder) -> None:
 
 # Every error is one of ours
 
-OPERATIONS: dict[str, Callable[[Folder], object]] = {
+OPERATIONS: dict[str, Callable[[Store], object]] = {
     "get": lambda store: store.get("a/b"),
     "tail": lambda store: store.tail("a/b", 5),
     "exists": lambda store: store.exists("a/b"),
@@ -171,11 +180,46 @@ def test_an_odd_path_causes_only_our_errors_and_leads_nowhere_else(store: Folder
     [("get", "get"), ("get", "tail"), ("head", "exists"), ("list", "paths")],
 )
 def test_every_error_of_the_driver_is_mapped(
-    store: Folder, monkeypatch: pytest.MonkeyPatch, function: str, name: str, driver_error: Exception
+    bucket: S3, monkeypatch: pytest.MonkeyPatch, function: str, name: str, driver_error: Exception
 ) -> None:
     monkeypatch.setattr(obstore, function, raising(driver_error))
-    with pytest.raises(StoreUnavailable, match=str(store.uri)):
-        OPERATIONS[name](store)
+    with pytest.raises(StoreUnavailable, match=str(bucket.uri)):
+        OPERATIONS[name](bucket)
+
+
+@pytest.mark.parametrize("error", [OSError(5, "I/O error"), OSError(116, "Stale"), PermissionError(13, "no")])
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        ("pathlib.Path.read_bytes", "get"),
+        ("pathlib.Path.open", "tail"),
+        ("pathlib.Path.stat", "exists"),
+        ("os.scandir", "paths"),
+    ],
+)
+def test_every_error_of_reading_a_folder_is_mapped(
+    store: Folder, monkeypatch: pytest.MonkeyPatch, function: str, name: str, error: OSError
+) -> None:
+    store.create("a/b", b"1")
+    with monkeypatch.context() as patched:
+        patched.setattr(function, raising(error))
+        with pytest.raises(StoreUnavailable, match=str(store.uri)):
+            OPERATIONS[name](store)
+
+
+def test_a_bucket_is_refused_in_a_forked_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There obstore's calls would hang."""
+    monkeypatch.setattr("embedfleet.s3._process", os.getpid() + 1)
+    with pytest.raises(ConfigurationError, match="this process was forked after"):
+        S3("s3://vectors/a").get("b")
+
+
+def test_a_folder_works_in_a_forked_child(store: Folder) -> None:
+    store.create("a", b"1")
+    with ProcessPoolExecutor(1, get_context("fork")) as pool:
+        assert pool.submit(store.get, "a").result(timeout=10) == b"1"
+        pool.submit(store.create, "b", b"2").result(timeout=10)
+    assert store.get("b") == b"2"
 
 
 NO_SPACE, READ_ONLY, STALE = OSError(28, "No space left"), OSError(30, "Read-only"), OSError(116, "Stale file handle")
@@ -227,7 +271,7 @@ def raising(error: Exception) -> Callable[..., None]:
 @pytest.mark.parametrize("driver_error", [GenericError("cut off"), OSError(5, "I/O error")], ids=repr)
 @pytest.mark.parametrize("name", ["get", "tail"])
 def test_an_object_that_breaks_off_while_it_is_read_is_mapped_too(
-    store: Folder, monkeypatch: pytest.MonkeyPatch, name: str, driver_error: Exception
+    bucket: S3, monkeypatch: pytest.MonkeyPatch, name: str, driver_error: Exception
 ) -> None:
     class Body:
         def bytes(self) -> bytes:
@@ -235,12 +279,12 @@ def test_an_object_that_breaks_off_while_it_is_read_is_mapped_too(
 
     monkeypatch.setattr(obstore, "get", lambda *_, **__: Body())
     with pytest.raises(StoreUnavailable):
-        OPERATIONS[name](store)
+        OPERATIONS[name](bucket)
 
 
 @pytest.mark.parametrize("driver_error", [GenericError("cut off"), OSError(5, "I/O error")], ids=repr)
 def test_a_listing_that_breaks_off_is_mapped_too(
-    store: Folder, monkeypatch: pytest.MonkeyPatch, driver_error: Exception
+    bucket: S3, monkeypatch: pytest.MonkeyPatch, driver_error: Exception
 ) -> None:
     def pages(*_: object, **__: object) -> object:
         yield [{"path": "a"}]
@@ -248,7 +292,7 @@ def test_a_listing_that_breaks_off_is_mapped_too(
 
     monkeypatch.setattr(obstore, "list", pages)
     with pytest.raises(StoreUnavailable):
-        list(store.paths("a"))
+        list(bucket.paths("a"))
 
 
 @pytest.mark.parametrize(
@@ -295,7 +339,7 @@ def test_a_store_that_cannot_be_written_is_a_configuration_error(
 @pytest.mark.parametrize("harm", [vanish, become_a_file])
 def test_a_store_that_is_not_there_may_be_there_later(store: Folder, harm: Callable[[Folder], None]) -> None:
     harm(store)
-    with pytest.raises(StoreUnavailable, match="Mount it, or make the folder"):
+    with pytest.raises(StoreUnavailable, match="Mount it, or make it"):
         store.check_writable()
 
 

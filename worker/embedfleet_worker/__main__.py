@@ -20,7 +20,7 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the cores are the engine's
 
 from embedfleet.broker import Broker
-from embedfleet.errors import EmbedfleetError, Retryable
+from embedfleet.errors import EmbedfleetError, Retryable, StoreUnavailable
 from embedfleet.models import ModelProfile, profile_of
 from embedfleet.settings import FleetSettings, load
 from embedfleet.store import open_store
@@ -48,8 +48,7 @@ def main() -> int:
         settings = load()
         broker = Broker(settings)
         broker.check()
-        for store in settings.stores:
-            open_store(store).check_writable()
+        _check_stores(settings)
         profile = profile_of(settings.model)
         cache = _cache(settings, profile)
         engine = load_engine(profile, settings)
@@ -61,6 +60,15 @@ def main() -> int:
     code = _serve(settings, broker, pipeline)
     engine.close()
     return code
+
+
+def _check_stores(settings: FleetSettings) -> None:
+    """Raise ConfigurationError for a store that is unfit. One that is not there now may be there when a batch comes."""
+    for store in settings.stores:
+        try:
+            open_store(store).check_writable()
+        except StoreUnavailable as exc:
+            log.warning("%s", exc)
 
 
 def load_engine(profile: ModelProfile, settings: FleetSettings) -> Engine:

@@ -3,6 +3,7 @@
 kombu never renews, and would give long work out twice.
 """
 
+import contextlib
 import logging
 import os
 import socket
@@ -17,6 +18,8 @@ from embedfleet.broker import Broker
 from embedfleet.errors import BrokerUnavailable
 
 log = logging.getLogger(__name__)
+
+_NAME = f"{socket.gethostname()}-{os.getpid()}"
 
 
 class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -40,6 +43,9 @@ class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]
     def stop(self, consumer: Any) -> None:  # noqa: ARG002 - Celery's interface
         """Stop renewing: what is still held goes back when the channel closes, or when its lease ends."""
         self._stop.set()
+        with contextlib.suppress(BrokerUnavailable):
+            for queue in self.queues:
+                self.broker.withdraw(queue, _NAME)
 
     def _run(self, channel: Any, stop: threading.Event) -> None:
         while True:
@@ -57,4 +63,4 @@ class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]
             # xx: a lease that ended meanwhile is another worker's and stays that.
             self.broker.redis.zadd(channel.unacked_index_key, held, xx=True)
         for queue in self.queues:
-            self.broker.announce(queue, f"{socket.gethostname()}-{os.getpid()}", self.lease_s)
+            self.broker.announce(queue, _NAME, self.lease_s)

@@ -1,0 +1,51 @@
+"""The entry point of the command line: what becomes of its errors. Not the commands (cli.py)."""
+
+import os
+import signal
+import sys
+
+import click
+
+from embedfleet.cli import cli
+from embedfleet.errors import EmbedfleetError, WaitTimeout
+from embedfleet.running import Unfinished
+
+_EXIT_USAGE, _EXIT_UNFINISHED = 2, 3
+
+
+def main() -> None:
+    """Entry point: errors become one message on stderr and an exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        # Not cli.main, which turns a closed stdout into exit code 1.
+        with cli.make_context("embedfleet", sys.argv[1:]) as context:
+            code = cli.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.Exit as exc:  # --help, --version
+        code = exc.exit_code
+    except click.ClickException as exc:
+        exc.show()
+        code = _EXIT_USAGE
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        code = _complain("stopped; run the same command again to go on.", _EXIT_UNFINISHED)
+    except (Unfinished, WaitTimeout) as exc:
+        code = _complain(exc, _EXIT_UNFINISHED)
+    except EmbedfleetError as exc:
+        code = _complain(exc, _EXIT_USAGE)
+    except BrokenPipeError:  # embedfleet results … | head
+        code = 0
+        _forget_stdout()
+    except OSError as exc:
+        code = _complain(f"the output can't be written ({exc.strerror}).", _EXIT_UNFINISHED)
+        _forget_stdout()
+    sys.exit(code or 0)
+
+
+def _forget_stdout() -> None:
+    """What is left in its buffer would fail once more at the end of the process."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _complain(message: object, code: int) -> int:
+    click.echo(f"embedfleet: {message}", err=True)
+    return code
