@@ -13,6 +13,7 @@ from collect import collect
 from search import QUESTIONS, nearest
 
 from embedfleet import EmbedSettings, Fleet, Job
+from embedfleet.errors import EmbedfleetError
 from embedfleet.local import LocalFleet
 from embedfleet.progress import bar, say, summary_of
 from embedfleet.settings import load
@@ -54,4 +55,9 @@ def follow(job: Job, local: LocalFleet, total: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except EmbedfleetError as exc:
+        sys.exit(f"demo: {exc}")
+    except KeyboardInterrupt:
+        sys.exit("demo: stopped")

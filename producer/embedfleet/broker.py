@@ -94,8 +94,9 @@ class Broker:
         return float(seconds) + float(micros) / 1e6
 
     def queue(self, model: str, lane: str) -> str:
-        """Name of a model's queue in this fleet."""
-        return queue_name(self._settings.queue_prefix, model, self._settings.revision, lane)
+        """Name of a model's queue in this fleet. The synthetic engine has its own: real work never goes there."""
+        named = f"synthetic/{model}" if self._settings.engine == "synthetic" else model
+        return queue_name(self._settings.queue_prefix, named, self._settings.revision, lane)
 
     def depth(self, queue: str) -> int:
         """Messages waiting in a queue."""
@@ -124,16 +125,20 @@ class Broker:
 
     def announce(self, queue: str, worker: str, ttl_s: float) -> None:
         """Say that a worker consumes a queue, for the next ``ttl_s`` seconds."""
-        self._call(self.redis.set, f"{queue}-worker-{worker}", "1", px=int(ttl_s * 1000))
+        now = self.clock()
+        pipe = self.redis.pipeline(transaction=False)
+        pipe.zremrangebyscore(f"{queue}-workers", "-inf", now).zadd(f"{queue}-workers", {worker: now + ttl_s})
+        pipe.expire(f"{queue}-workers", int(ttl_s) + 1)
+        self._call(pipe.execute)
 
     def withdraw(self, queue: str, worker: str) -> None:
         """Take back what :meth:`announce` said."""
-        self._call(self.redis.delete, f"{queue}-worker-{worker}")
+        self._call(self.redis.zrem, f"{queue}-workers", worker)
 
     def workers(self, queue: str) -> list[str]:
         """Names of the workers that lately said they consume a queue."""
-        keys = self._call(lambda: list(self.redis.scan_iter(match=f"{queue}-worker-*", count=1000)))
-        return sorted(key.decode().removeprefix(f"{queue}-worker-") for key in keys)
+        names = self._call(self.redis.zrangebyscore, f"{queue}-workers", self.clock(), "+inf")
+        return sorted(name.decode() for name in names)
 
     def dead_letter(self, message: object, reason: str) -> None:
         """Keep a message that nobody can do, with the reason, in ``{prefix}-dead``."""

@@ -3,8 +3,10 @@
 What becomes of errors is in entry.py.
 """
 
+import contextlib
 import json
 import os
+import shlex
 import sys
 import time
 from typing import Any
@@ -68,7 +70,7 @@ def embed(
     Without a broker everything runs here, for as long as the command does. Stopped, the same command goes on.
     """
     resolved = profiles.resolve(settings, fleet.model)
-    source = Source(inputs, text_field, id_field, key, resolved, _store_uri(fleet, to))
+    source = Source(inputs, text_field, id_field, key, resolved, fleet, _store_uri(fleet, to))
     store = _store(fleet, to)
     with running(fleet, store) as run, resumable(source.resume_hint()):
         before, begun = done_before(store, source.key), time.monotonic()
@@ -99,7 +101,7 @@ def submit(
     with Fleet(**dict(fleet)) as client:
         client.broker.check()
         resolved = profiles.resolve(settings, fleet.model)
-        source = Source(inputs, text_field, id_field, key, resolved, _store_uri(fleet, to))
+        source = Source(inputs, text_field, id_field, key, resolved, fleet, _store_uri(fleet, to))
         store = _store(fleet, to)
         with resumable(source.resume_hint()):
             job = client.submit(source.records(), settings=settings, to=store.uri, key=source.key)
@@ -149,7 +151,7 @@ def retry(job: str, on_overflow: Overflow | None, quiet: bool, as_json: bool, fl
     with Fleet(**dict(fleet)) as client:
         failed = client.job(job)
     # A worker started here has to run the job's model, whatever this fleet's is.
-    fleet = fleet.model_copy(update={"model": failed.spec.settings.model})
+    fleet = fleet.model_copy(update={"model": failed.spec.settings.model, "revision": failed.spec.revision})
     with running(fleet, failed.folder.store) as run, resumable(f"Go on with: {command_line()}"):
         child = run.fleet.job(job).retry(on_overflow=on_overflow)
         if child is None:
@@ -180,17 +182,20 @@ def worker(fleet: FleetSettings) -> None:
 @cli.command()
 @fleet_options
 def up(fleet: FleetSettings) -> None:
-    """Run a fleet on this machine, an embedded Redis and a worker, until Ctrl-C. Its queue ends with it."""
+    """Run a fleet on this machine, an embedded Redis and a worker, until Ctrl-C. Its queue ends with it.
+
+    Prints the variables with which other commands find it.
+    """
     store = _store(fleet, None)
     with LocalFleet(fleet.model_copy(update={"store": store.uri}), log_to_file=False) as local:
         local.wait_ready()
-        environment = local.settings.environment()
-        for name in ("EMBEDFLEET_BROKER_URL", "EMBEDFLEET_STORE", "EMBEDFLEET_MODEL"):
-            click.echo(f"export {name}={environment[name]}")
+        for name, value in local.settings.shared().items():
+            click.echo(f"export {name}={shlex.quote(value)}")
         sys.stdout.flush()
-        while True:
-            local.check()
-            time.sleep(0.5)
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                local.check()
+                time.sleep(0.5)
 
 
 @cli.group(invoke_without_command=True)

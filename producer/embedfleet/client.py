@@ -136,7 +136,15 @@ class Fleet:
         store.check_writable()
         self.broker.check()
         folder = JobFolder(store, job_id_of(key if key is not None else uuid.uuid4().hex))
-        spec = JobSpec(job=folder.job, parent=parent, created_at=now(), settings=resolved, batching=Batching())
+        spec = JobSpec(
+            job=folder.job,
+            parent=parent,
+            created_at=now(),
+            settings=resolved,
+            revision=self.settings.revision,
+            synthetic=self.settings.engine == "synthetic",
+            batching=Batching(),
+        )
         submit(folder, spec, records, _Publisher(self.broker, self._queue(resolved, "bulk")))
         return self._handle(folder)
 

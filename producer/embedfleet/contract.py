@@ -131,6 +131,8 @@ class JobSpec(Document):
     )
     created_at: str = Field(description="UTC, ISO 8601.")
     settings: EmbedSettings
+    revision: str | None = Field(default=None, description="Of the model; a worker of another one refuses the job.")
+    synthetic: bool = Field(default=False, description="Whether the synthetic engine is wanted; no other will do.")
     batching: Batching
 
 

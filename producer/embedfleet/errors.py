@@ -4,7 +4,6 @@
     ├── Retryable                 the same call may succeed later
     │   ├── BrokerUnavailable
     │   ├── StoreUnavailable
-    │   ├── CacheUnavailable
     │   └── EngineUnavailable
     ├── Permanent                 the same call will fail again
     │   ├── ConfigurationError    a setting of this fleet
@@ -41,10 +40,6 @@ class BrokerUnavailable(Retryable):
 
 class StoreUnavailable(Retryable):
     """The object store did not answer, or refused for now."""
-
-
-class CacheUnavailable(Retryable):
-    """The vector cache did not answer; work goes on without it."""
 
 
 class EngineUnavailable(Retryable):

@@ -1,5 +1,6 @@
 """A handle on a job: status, wait, watch, results, retry, cancel. Everything is read from its folder."""
 
+import contextlib
 import itertools
 import threading
 import time
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from embedfleet import outcomes
 from embedfleet.contract import EmbedSettings, JobSpec, Overflow, Sealed, Totals
-from embedfleet.errors import NotFinished, WaitTimeout
+from embedfleet.errors import NotFinished, StoreUnavailable, WaitTimeout
 from embedfleet.jobfolder import JobFolder, job_id_of
 from embedfleet.records import Record
 from embedfleet.tables import PartInfo
@@ -100,6 +101,7 @@ class Job:
         with self._lock:
             if self._sealed is None:
                 self._sealed = self.folder.sealed()
+                self._read_manifest()
             for number in self.folder.parts(self._seen.low):
                 if number not in self._seen.numbers:
                     self._seen.add(number, self.folder.part_info(number))
@@ -201,9 +203,17 @@ class Job:
             return "cancelled"
         return "open" if self._sealed is None else "running"
 
+    def _read_manifest(self) -> None:
+        """What a finished job's manifest says need not be counted again."""
+        manifest = self.folder.manifest() if self._sealed is not None else None
+        if manifest is not None:
+            self._seen = _Seen(set(range(manifest.batches)), manifest.batches - 1, manifest.totals)
+            self._closed = True
+
     def _close(self, batches: int) -> None:
         if not self._closed:
-            self.folder.write_manifest(batches, self._seen.totals, list(self._seen.provenance.values()))
+            with contextlib.suppress(StoreUnavailable):  # whoever only reads may not write
+                self.folder.write_manifest(batches, self._seen.totals, list(self._seen.provenance.values()))
         self._closed = True
 
     def _chain(self) -> "list[Job]":

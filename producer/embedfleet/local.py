@@ -121,11 +121,14 @@ class LocalFleet:
             with contextlib.suppress(BrokerUnavailable):
                 return self.broker.check()
             time.sleep(0.05)
-        raise BrokerUnavailable("the embedded Redis did not start within 5 s.")
+        log = (self._folder / "redis.log").read_text(encoding="utf-8", errors="replace").strip()
+        raise BrokerUnavailable(f"the embedded Redis did not start within 5 s. The end of its log:\n{log[-1000:]}")
 
     def _start_worker(self) -> None:
         command = [sys.executable, "-m", "embedfleet_worker"]
-        self._worker = _spawn(command, worker_environment(self.settings), self._log)
+        # What its libraries leave behind goes with the folder.
+        environment = {**worker_environment(self.settings), "TMPDIR": str(self._folder)}
+        self._worker = _spawn(command, environment, self._log)
 
     def _tail(self) -> str:
         return "\n".join(self._log_lines()[-15:])

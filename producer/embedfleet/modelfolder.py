@@ -41,7 +41,7 @@ def read_profile(folder: Path) -> ModelProfile:
         dimensions=_number(config, "hidden_size", folder),
         max_tokens=int(transformer.get("max_seq_length") or _number(config, "max_position_embeddings", folder)),
         pooling=_pooling_of(pooling, folder),
-        parameters=sum(f.stat().st_size for f in folder.glob("*.safetensors")) // _bytes_per_weight(config),
+        parameters=_weights_bytes(folder) // _bytes_per_weight(config),
         query_template=template,
         document_template=_literal(document) + "{text}",
         instructions=instructions,
@@ -105,6 +105,11 @@ def _number(config: dict[str, Any], name: str, folder: Path) -> int:
     if not isinstance(value, int) or value < 1:
         raise UnknownModel(f"model folder {str(folder)!r}: config.json has no {name}. It is not an embedding model's.")
     return value
+
+
+def _weights_bytes(folder: Path) -> int:
+    files = list(folder.glob("*.safetensors")) or list(folder.glob("*.bin"))
+    return sum(file.stat().st_size for file in files)
 
 
 def _bytes_per_weight(config: dict[str, Any]) -> int:

@@ -100,16 +100,22 @@ def profile_of(model: str) -> ModelProfile:
     )
 
 
+def named(model: str) -> str:
+    """The model's one name: a folder's is its absolute path, whatever the current one is."""
+    return str(Path(model).resolve()) if model not in PROFILES and Path(model).is_dir() else model
+
+
 def resolve(settings: EmbedSettings, default_model: str) -> EmbedSettings:
     """Settings with every choice made explicit, or SettingsError naming what the model would allow.
 
     >>> resolve(EmbedSettings(), DEFAULT_MODEL).dimensions
     384
     """
-    profile = profile_of(settings.model or default_model)
+    model = named(settings.model or default_model)
+    profile = profile_of(model)
     return settings.model_copy(
         update={
-            "model": settings.model or default_model,
+            "model": model,
             "dimensions": _dimensions(settings, profile),
             "instruction": _instruction(settings, profile),
         }

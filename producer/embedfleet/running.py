@@ -46,12 +46,15 @@ class Source:
         id_field: str | None,
         key: str | None,
         settings: EmbedSettings,
+        fleet: FleetSettings,
         store: str,
     ) -> None:
         scan = inputs.scan(names, text_field=text_field, id_field=id_field, store=store)
         self.texts = scan.texts
         self._given_key = key
-        made = json.dumps([scan.fingerprint, text_field, id_field, settings.model_dump()])
+        # What makes vectors differ and is not in the settings of a task is in the key too.
+        worker = {name: getattr(fleet, name) for name in ("engine", "revision", "dtype", "max_tokens")}
+        made = json.dumps([scan.fingerprint, text_field, id_field, settings.model_dump(), worker])
         self.key = key or (made if scan.fingerprint else uuid.uuid4().hex)
         self._is_pipe = scan.fingerprint is None
         stream = inputs.read(names, text_field=text_field, id_field=id_field, store=store)

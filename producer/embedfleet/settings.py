@@ -23,7 +23,7 @@ from pydantic_settings import (
 
 from embedfleet.contract import describe
 from embedfleet.errors import ConfigurationError
-from embedfleet.models import DEFAULT_MODEL
+from embedfleet.models import DEFAULT_MODEL, named
 
 _PREFIX = "EMBEDFLEET_"
 # What Kubernetes sets in every container for a service whose name begins with embedfleet.
@@ -69,6 +69,11 @@ class FleetSettings(BaseSettings):
         default=0, ge=0, description="Speed of the synthetic engine; 0: as fast as it can."
     )
 
+    @field_validator("model")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        return named(value)
+
     @field_validator("allowed_stores", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
@@ -96,6 +101,11 @@ class FleetSettings(BaseSettings):
     def environment(self) -> dict[str, str]:
         """These settings as EMBEDFLEET_* variables, secrets in clear: for the processes of this fleet only."""
         return {_PREFIX + name.upper(): _clear(value) for name, value in self if value not in (None, ())}
+
+    def shared(self) -> dict[str, str]:
+        """The variables on which producers and workers have to agree, secrets in clear."""
+        names = ("broker_url", "store", "model", "revision", "engine", "queue_prefix")
+        return {f"{_PREFIX}{name.upper()}": self.environment().get(f"{_PREFIX}{name.upper()}", "") for name in names}
 
     def masked(self) -> dict[str, object]:
         """These settings for people: passwords in URLs and other secrets replaced."""

@@ -32,13 +32,18 @@ def submit(folder: JobFolder, spec: JobSpec, records: Iterable[Record], publish:
 
 
 def _same_spec(wanted: JobSpec, there: JobSpec) -> JobSpec:
-    for name, value in wanted.settings:
-        if value != getattr(there.settings, name):
+    before, now = _what_makes_vectors(there), _what_makes_vectors(wanted)
+    for name, value in now.items():
+        if value != before[name]:
             raise JobMismatch(
-                f"job {there.job}: it was submitted with {name}={getattr(there.settings, name)!r} and now has "
+                f"job {there.job}: it was submitted with {name}={before[name]!r} and now has "
                 f"{name}={value!r}. Use another key for other settings."
             )
     return there
+
+
+def _what_makes_vectors(spec: JobSpec) -> dict[str, object]:
+    return {**dict(spec.settings), "revision": spec.revision, "synthetic": spec.synthetic}
 
 
 def publish_missing(folder: JobFolder, publish: Publish) -> None:

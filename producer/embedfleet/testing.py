@@ -15,7 +15,6 @@ from embedfleet.client import Fleet
 from embedfleet.contract import Batch, EmbedSettings, Request
 from embedfleet.jobfolder import JobFolder
 from embedfleet.records import check_text
-from embedfleet.settings import load
 from embedfleet.store import open_store
 from embedfleet.synthetic import synthetic_vectors
 from embedfleet.tables import Outcome, Outcomes, read_input, write_part
@@ -36,9 +35,8 @@ class InMemoryFleet(Fleet):
 
     def __init__(self, **settings: Any) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="embedfleet-")
-        if load(**settings).store is None:
-            settings["store"] = self._folder.name
-        super().__init__(**settings)
+        # Never the environment's store, where real jobs are.
+        super().__init__(**{"store": self._folder.name, **settings, "engine": "synthetic"})
         self.broker = _InMemoryBroker()
 
     def close(self) -> None:
@@ -98,7 +96,9 @@ class _InMemoryBroker(Broker):
 def _outcomes(ids: list[str], texts: list[str | None], settings: EmbedSettings) -> Outcomes:
     profile = models.profile_of(settings.model or models.DEFAULT_MODEL)
     rows = [_outcome(record_id, text, settings, profile.max_tokens) for record_id, text in zip(ids, texts, strict=True)]
-    vectors = synthetic_vectors([text or "" for text in texts], settings.dimensions or profile.dimensions)
+    template = profile.template(settings.input_type)
+    prompts = [template.format(text=text or "", instruction=settings.instruction) for text in texts]
+    vectors = synthetic_vectors(prompts, settings.dimensions or profile.dimensions)
     return Outcomes(rows, vectors, provenance={"engine": "synthetic", **settings.model_dump()})
 
 

@@ -62,6 +62,8 @@ DOCUMENTS: dict[str, Document] = {
         parent="j-00000000000000000000",
         created_at="2026-11-20T13:56:00+00:00",
         settings=QUERY,
+        revision="main",
+        synthetic=True,
         batching=Batching(),
     ),
     "job-defaults-v1.json": JobSpec(

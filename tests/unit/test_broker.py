@@ -1,21 +1,25 @@
 """The broker when it works and when it does not: bounded time, our errors only, never a password."""
 
+import signal
 import socket
+import ssl
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tenacity import stop_after_attempt, wait_none
 
 from embedfleet import broker as module
-from embedfleet.broker import Broker
+from embedfleet.broker import Broker, celery_app
 from embedfleet.contract import Batch
 from embedfleet.errors import BrokerUnavailable, ConfigurationError, WaitTimeout
 from embedfleet.settings import load
-from tests.unit.redis_server import RedisServer
+from tests.unit.redis_server import RedisServer, running_redis
+from tests.waiting import wait_until
 
 BATCH = Batch(to="file:///data", job="j-1", batch=0, tokens=1)
 CALLS: dict[str, Callable[[Broker], object]] = {
@@ -132,8 +136,64 @@ def test_the_workers_of_a_queue_are_those_that_lately_said_so(broker: Broker, re
     broker.announce("q", "b", 30)
     broker.announce("q", "a", 30)
     broker.announce("another", "c", 30)
-    assert broker.workers("q") == ["a", "b"]
-    assert 29_000 < redis_server.client.pttl("q-worker-a") <= 30_000
+    broker.announce("q", "late", 0.001)
+    wait_until(lambda: broker.workers("q") == ["a", "b"], "the one that is late to be left out")
+    assert 29_000 < redis_server.client.pttl("q-workers") <= 31_000
+    broker.withdraw("q", "a")
+    assert broker.workers("q") == ["b"]
+
+
+def test_the_synthetic_engine_has_queues_of_its_own(redis_server: RedisServer) -> None:
+    """Else a worker of a load test would take real work and answer it with hashes."""
+    real, synthetic = (Broker(load(broker_url=redis_server.url, engine=engine)) for engine in ("vllm", "synthetic"))
+    assert real.queue("m", "bulk") != synthetic.queue("m", "bulk")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://h:6379/x",
+        "redis://h:6379/0?bogus=1",
+        "redis://h:6379/0?socket_timeout=3",
+        "redis://h:6379/0?ssl_cert_reqs=none",
+        "rediss://h:6379/0?sokcet_timeout=3",
+        "redis+socket:///run/r.sock?db=1",
+        "me:pass-word@localhost",
+    ],
+)
+def test_a_url_that_celery_and_redis_would_not_read_alike_is_refused(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="it is no Redis URL") as refused:
+        Broker(load(broker_url=url))
+    assert "pass-word" not in str(refused.value)
+
+
+def test_the_database_of_a_socket_is_the_same_for_celery_and_for_us(redis_server: RedisServer) -> None:
+    connected = Broker(load(broker_url=f"{redis_server.url}?virtual_host=3"))
+    connected.publish(BATCH, "q")
+    assert connected.depth("q") == 1
+    assert redis_server.client.llen("q") == 0
+
+
+def test_certificates_are_verified_unless_the_url_says_otherwise() -> None:
+    def verified(url: str) -> object:
+        with celery_app(url, 30).connection_for_write() as connection:
+            return connection.ssl["ssl_cert_reqs"]
+
+    assert verified("rediss://localhost:6379/0") == ssl.CERT_REQUIRED
+    assert verified("rediss://localhost:6379/0?ssl_cert_reqs=none") == ssl.CERT_NONE
+
+
+def test_a_server_that_hangs_stops_publishing_in_bounded_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(module, "_PUBLISH_POLICY", module._PUBLISH_POLICY.copy(wait=wait_none()))
+    with running_redis(tmp_path) as server:
+        connected = Broker(load(broker_url=server.url))
+        connected.publish(BATCH, "q")
+        server.process.send_signal(signal.SIGSTOP)
+        begun = time.monotonic()
+        with pytest.raises(BrokerUnavailable):
+            connected.publish(BATCH, "q")
+        assert time.monotonic() - begun < 5
 
 
 def test_the_depth_counts_what_waits(broker: Broker) -> None:

@@ -92,6 +92,16 @@ def test_embed_refuses_more_than_fits_a_message(fleet: Fleet, redis_server: Redi
     assert redis_server.client.keys() == []
 
 
+@pytest.mark.parametrize("records", ["abc", b"abc", {"id": "a", "text": "b"}])
+def test_a_single_record_is_no_stream_of_records(
+    fleet: Fleet, redis_server: RedisServer, tmp_path: Path, records: Any
+) -> None:
+    """Its letters, or its keys, would be embedded."""
+    with pytest.raises(InputError, match="Put it into a list"):
+        fleet.submit(records)
+    assert nothing_happened(fleet, redis_server, tmp_path)
+
+
 # Jobs
 
 

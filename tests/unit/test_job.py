@@ -1,14 +1,18 @@
 """Job: states from the folder, waiting, the chain of retries. Parts are written by hand: no worker is needed."""
 
+import threading
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from embedfleet import Fleet
-from embedfleet.errors import JobMismatch, NotFinished, WaitTimeout
+from embedfleet.errors import JobMismatch, NotFinished, StoreUnavailable, WaitTimeout
+from embedfleet.folder import Folder
 from embedfleet.job import Job
+from embedfleet.jobfolder import JobFolder, job_id_of
 from embedfleet.synthetic import synthetic_vectors
 from embedfleet.tables import Outcome, Outcomes, read_input, write_part
 from tests.unit.redis_server import RedisServer
@@ -75,10 +79,9 @@ def test_a_job_that_is_not_sealed_is_open(fleet: Fleet) -> None:
 
     with pytest.raises(OSError, match="source broke"):
         fleet.submit(broken(), key="k")
-    job = fleet.submit(TEXTS, key="other")
-    (job.folder.store.folder / job.id / "sealed.json").unlink()
-    commit(job, 0, 1, 2)
-    assert (fleet.job(job.id).status().state, fleet.job(job.id).status().batches) == ("open", None)
+    job = fleet.job(job_id_of("k"))
+    commit(job, 0, 1)
+    assert (job.status().state, job.status().batches, job.status().batches_done) == ("open", None, 2)
 
 
 def test_a_cancelled_job_is_finished_though_parts_are_missing(fleet: Fleet) -> None:
@@ -88,6 +91,49 @@ def test_a_cancelled_job_is_finished_though_parts_are_missing(fleet: Fleet) -> N
     assert job.wait(timeout_s=5).state == "cancelled"
     commit(job, 1, 2, failing=map(str, range(512, 1100)), code="cancelled")
     assert (job.status().state, job.status().totals.errors) == ("cancelled", 588)
+
+
+def test_a_job_that_is_done_is_not_cancelled(fleet: Fleet) -> None:
+    """Else the same command would end with 3 for ever."""
+    job = fleet.submit(["a"])
+    commit(job, 0)
+    assert job.cancel().state == "done"
+    assert fleet.job(job.id).status().state == "done"
+
+
+def test_threads_that_look_at_once_count_a_part_once(fleet: Fleet) -> None:
+    job = fleet.submit(f"text {n}" for n in range(5120))
+    start = threading.Barrier(8)
+
+    def look() -> int:
+        start.wait()
+        while not (status := job.status()).finished:
+            pass
+        return status.totals.texts
+
+    with ThreadPoolExecutor(8) as pool:
+        looking = [pool.submit(look) for _ in range(8)]
+        commit(job, *range(10))
+        assert {each.result() for each in looking} == {5120}
+    manifest = job.folder.manifest()
+    assert manifest is not None
+    assert manifest.totals.texts == 5120
+
+
+def test_who_only_reads_sees_a_finished_job(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = fleet.submit(TEXTS)
+    commit(job, 0, 1, 2, failing=["3"])
+
+    def refuse(*_: object) -> None:
+        raise StoreUnavailable("read-only")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Folder, "create", refuse)
+        assert (job.status().state, job.status().totals.errors) == ("done", 1)
+    assert fleet.job(job.id).status() == job.status()
+    monkeypatch.setattr(Folder, "create", refuse)
+    monkeypatch.setattr(JobFolder, "part_info", refuse)
+    assert fleet.job(job.id).status() == job.status(), "from the manifest, without a look at the parts"
 
 
 def test_waiting_ends_in_time_and_says_how_far_it_is(fleet: Fleet) -> None:
@@ -118,6 +164,17 @@ def test_a_retry_takes_the_failed_texts_and_its_outcomes_replace_theirs(fleet: F
         rows = {row["id"]: row for row in of.rows()}
         assert len(rows) == 1100
         assert (rows["text 3"]["error"], rows["text 3"]["n"]) == (None, "text 3")
+
+
+def test_errors_are_counted_for_a_job_alone_and_after_its_retries(fleet: Fleet) -> None:
+    job = fleet.submit(TEXTS)
+    commit(job, 0, failing=["1", "2"])
+    commit(job, 1, 2, failing=["600"], code="empty")
+    child = job.retry(on_overflow="truncate")
+    assert child is not None
+    commit(child, 0, failing=["2"], code="not_finite")
+    assert job.error_counts() == {"too_long": 2, "empty": 1}
+    assert job.errors_left() == child.errors_left() == {"not_finite": 1, "empty": 1}
 
 
 def test_retrying_again_retries_the_last_of_the_chain(fleet: Fleet) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from embedfleet.contract import EmbedSettings
 from embedfleet.errors import SettingsError, UnknownModel
 from embedfleet.models import DEFAULT_MODEL, PROFILES, profile_of, resolve
+from embedfleet.settings import load
 
 QWEN = "Qwen/Qwen3-Embedding-0.6B"
 WEB_SEARCH = "Given a web search query, retrieve relevant passages that answer the query"
@@ -192,6 +193,60 @@ def test_pooling_must_be_one_we_know(tiny_qwen3: Path, tmp_path: Path) -> None:
         edit(folder / "1_Pooling" / "config.json", **changes)
         with pytest.raises(UnknownModel, match="must name mean, cls or lasttoken"):
             profile_of(str(folder))
+
+
+def prompts(folder: Path, **content: object) -> None:
+    edit(folder / "config_sentence_transformers.json", **content)
+
+
+@pytest.mark.parametrize(
+    ("content", "document", "query"),
+    [
+        ({"prompts": {"query": "q: ", "document": "d: "}}, "d: {text}", "q: {text}"),
+        ({"prompts": {"query": "q: ", "passage": "p: "}}, "p: {text}", "q: {text}"),
+        ({"prompts": {"a": "all {x}: "}, "default_prompt_name": "a"}, "all {{x}}: {text}", "all {{x}}: {text}"),
+        ({"prompts": {"query": "q: "}}, "{text}", "q: {text}"),
+        ({"prompts": None}, "{text}", "{text}"),
+    ],
+)
+def test_the_prompts_of_a_folder_are_those_sentence_transformers_takes(
+    tiny_qwen3: Path, tmp_path: Path, content: dict[str, object], document: str, query: str
+) -> None:
+    folder = copy_of(tiny_qwen3, tmp_path / "model")
+    prompts(folder, **content)
+    profile = profile_of(str(folder))
+    assert (profile.document_template, profile.query_template) == (document, query)
+
+
+def test_modules_that_would_change_the_vectors_are_refused(tiny_qwen3: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny_qwen3, tmp_path / "model")
+    modules = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps([*modules, {"type": "sentence_transformers.models.Dense"}]))
+    with pytest.raises(UnknownModel, match="its module Dense is not supported"):
+        profile_of(str(folder))
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "[7]", "null"])
+def test_modules_must_be_a_list(tiny_qwen3: Path, tmp_path: Path, content: str) -> None:
+    folder = copy_of(tiny_qwen3, tmp_path / "model")
+    (folder / "modules.json").write_text(content)
+    with pytest.raises(UnknownModel, match="a list of modules was expected"):
+        profile_of(str(folder))
+
+
+def test_pooling_without_the_prompt_is_refused(tiny_qwen3: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny_qwen3, tmp_path / "model")
+    edit(folder / "1_Pooling" / "config.json", include_prompt=False)
+    with pytest.raises(UnknownModel, match="leaves the prompt out"):
+        profile_of(str(folder))
+
+
+def test_a_folder_has_one_name_wherever_one_is(tiny_qwen3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is part of the queue's name."""
+    monkeypatch.chdir(tiny_qwen3.parent)
+    assert (
+        resolve(EmbedSettings(), tiny_qwen3.name).model == load(model=f"./{tiny_qwen3.name}/").model == str(tiny_qwen3)
+    )
 
 
 def test_pooling_may_be_given_as_a_name(tiny_qwen3: Path, tmp_path: Path) -> None:

@@ -61,9 +61,12 @@ class Worker:
             Pipeline(self.engine, profile_of(DEFAULT_MODEL), NoCache()), broker, DEFAULT_MODEL, (store.uri,)
         )
 
-    def submit(self, settings: EmbedSettings = SETTINGS, texts: list[Any] = TEXTS) -> dict[str, Any]:
+    def submit(
+        self, settings: EmbedSettings = SETTINGS, texts: list[Any] = TEXTS, **spec_fields: Any
+    ) -> dict[str, Any]:
         """Submit a job of one batch; its message."""
-        spec = JobSpec(job=JOB, created_at="2026-11-20T14:00:00+00:00", settings=settings, batching=Batching())
+        created_at = "2026-11-20T14:00:00+00:00"
+        spec = JobSpec(job=JOB, created_at=created_at, settings=settings, batching=Batching(), **spec_fields)
         messages: list[Batch] = []
         submit(self.folder, spec, [Record(f"id-{row}", text) for row, text in enumerate(texts)], messages.append)
         return messages[0].model_dump(mode="json")
@@ -485,13 +488,31 @@ def test_what_expires_is_told_by_the_brokers_clock(worker: Worker, monkeypatch: 
 
 
 @pytest.mark.parametrize("settings", [{"model": "Qwen/Qwen3-Embedding-8B"}, {"dimensions": 17}, {"instruction": "x"}])
-def test_a_request_nobody_can_answer_is_a_dead_letter_without_its_texts(
+def test_a_request_that_can_not_be_done_is_answered_with_the_reason(
     worker: Worker, settings: dict[str, object]
 ) -> None:
-    worker.tasks.answer(request(worker, texts=["a secret"], **settings))
+    """Its caller waits; a dead letter would let it wait to the end."""
+    worker.tasks.answer(request(worker, texts=["a", "b"], **settings))
+    answered = reply(worker)
+    assert answered is not None
+    table, _ = read_part(answered, "the answer")
+    assert table["error"].to_pylist() == ["dead_letter", "dead_letter"]
+    assert worker.dead_letters() == []
+
+
+def test_a_request_nobody_can_read_is_a_dead_letter_without_its_texts(worker: Worker) -> None:
+    worker.tasks.answer({**request(worker, texts=["a secret"]), "version": 2})
     assert worker.reason()
     assert "a secret" not in json.dumps(worker.dead_letters())
     assert reply(worker) is None
+
+
+@pytest.mark.parametrize("changed", [{"revision": "another"}, {"synthetic": True}])
+def test_a_job_for_another_revision_or_kind_of_engine_is_a_dead_letter(worker: Worker, changed: dict[str, Any]) -> None:
+    message = worker.submit(**changed)
+    worker.tasks.embed(message)
+    assert "this worker" in worker.reason()
+    assert not worker.folder.has_part(0)
 
 
 def test_a_request_is_given_back_by_an_engine_that_is_gone(worker: Worker) -> None:

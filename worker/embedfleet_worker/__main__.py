@@ -20,7 +20,7 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the cores are the engine's
 
 from embedfleet.broker import Broker
-from embedfleet.errors import EmbedfleetError, Retryable, StoreUnavailable
+from embedfleet.errors import ConfigurationError, EmbedfleetError, Retryable, StoreUnavailable
 from embedfleet.models import ModelProfile, profile_of
 from embedfleet.settings import FleetSettings, load
 from embedfleet.store import open_store
@@ -63,7 +63,11 @@ def main() -> int:
 
 
 def _check_stores(settings: FleetSettings) -> None:
-    """Raise ConfigurationError for a store that is unfit. One that is not there now may be there when a batch comes."""
+    """Raise ConfigurationError for none or an unfit one. What is not there now may be there when a batch comes."""
+    if not settings.stores:
+        raise ConfigurationError(
+            "no store: set EMBEDFLEET_STORE or EMBEDFLEET_ALLOWED_STORES; without, no job is allowed."
+        )
     for store in settings.stores:
         try:
             open_store(store).check_writable()

@@ -46,6 +46,7 @@ class Pipeline:
     """One engine's way from texts to outcomes. Thread-safe: what belongs to a batch is local to its call."""
 
     def __init__(self, engine: Engine, profile: ModelProfile, cache: Cache, salt: str = "") -> None:
+        self.identity = engine.identity
         self._engine = engine
         self._profile = profile
         self._cache = cache
@@ -180,6 +181,7 @@ class _Work:
 
     def _fail_cut(self, row: int, dimensions: int) -> None:
         if self.rows[row].error is None:
+            self.rows[row].n_tokens = None
             self.rows[row].error = "not_unit_norm", f"the first {dimensions} components of its vector are all zero"
 
 

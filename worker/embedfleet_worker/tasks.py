@@ -14,7 +14,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop
 
 from embedfleet import models
 from embedfleet.broker import Broker
-from embedfleet.contract import Batch, EmbedSettings, Request
+from embedfleet.contract import Batch, EmbedSettings, JobSpec, Request
 from embedfleet.errors import (
     BrokerUnavailable,
     ContractError,
@@ -83,11 +83,18 @@ class Tasks:
         request = Request.parse(message, "message")
         if self.broker.clock() > request.expires_at:
             return  # nobody waits any more
-        self._check_model(request.settings)
-        settings = models.resolve(request.settings, self.model)
+        outcomes = self._request_outcomes(request)
+        self.broker.reply(request.reply_to, write_part(outcomes, request.settings.encoding, "embed", 0))
+
+    def _request_outcomes(self, request: Request) -> Outcomes:
+        """A request that can't be done is answered too: its caller waits."""
         ids = [str(row) for row in range(len(request.texts))]
-        outcomes = self._outcomes(ids, list(request.texts), settings, Priority.INTERACTIVE, {})
-        self.broker.reply(request.reply_to, write_part(outcomes, settings.encoding, "embed", 0))
+        try:
+            self._check_model(request.settings)
+            settings = models.resolve(request.settings, self.model)
+        except Permanent as exc:
+            return _failed(ids, request.settings, ("dead_letter", str(exc)))
+        return self._outcomes(ids, list(request.texts), settings, Priority.INTERACTIVE, {})
 
     def _commit(self, folder: JobFolder, number: int) -> None:
         """Admit, prepare, embed, commit. A part that is there means that all of it was done."""
@@ -95,6 +102,7 @@ class Tasks:
             return
         spec = folder.spec()
         self._check_model(spec.settings)
+        self._check_spec(spec)
         where = folder.input_path(number)
         given = read_input(_STORE_POLICY(folder.store.get, where), where)
         outcomes = self._batch_outcomes(folder, given, spec.settings)
@@ -120,6 +128,16 @@ class Tasks:
     def _check_model(self, settings: EmbedSettings) -> None:
         if settings.model != self.model:
             raise ContractError(f"model {settings.model!r}: this worker runs {self.model!r} and embeds for no other.")
+
+    def _check_spec(self, spec: JobSpec) -> None:
+        """Messages of one queue, but for mistakes, agree with its workers."""
+        mine = self.pipeline.identity
+        if spec.revision != mine.revision:
+            raise ContractError(
+                f"revision {spec.revision!r}: this worker has {mine.revision!r} and embeds for no other."
+            )
+        if spec.synthetic != (mine.engine == "synthetic"):
+            raise ContractError(f"engine: this worker's is {mine.engine!r}, and the job wants another kind.")
 
     def _dead_letter(self, message: object, reason: str) -> None:
         log.error("dead letter: %s", reason)

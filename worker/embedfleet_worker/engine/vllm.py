@@ -206,7 +206,13 @@ class _Loop:
 
     def _receive(self, output: Any) -> None:
         work, row = self._inside.pop(output.request_id)
-        work.vectors[row] = output.outputs.data.numpy()
+        vector = output.outputs.data.numpy()
+        if vector.shape == work.vectors[row].shape:
+            work.vectors[row] = vector
+        else:
+            work.errors[row] = (
+                f"the engine gave an array of {vector.shape} and the model's profile says {work.vectors.shape[1]}"
+            )
         work.done += 1
         work.finish_if_complete()
 

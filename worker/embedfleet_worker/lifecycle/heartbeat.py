@@ -60,7 +60,7 @@ class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]
         now = time.time()
         held = dict.fromkeys(list(channel.qos._delivered), now)
         if held:
-            # xx: a lease that ended meanwhile is another worker's and stays that.
+            # xx: what was acknowledged or given back meanwhile stays so.
             self.broker.redis.zadd(channel.unacked_index_key, held, xx=True)
         for queue in self.queues:
             self.broker.announce(queue, _NAME, self.lease_s)
