@@ -21,6 +21,7 @@ from embedfleet.settings import FleetSettings, mask, mask_url
 
 CONNECT_TIMEOUT_S = 5.0
 _REPLY_TTL_S = 600
+_FORGET_S = 24 * 3600  # longer than any lease: a queue that nobody consumes any more leaves nothing behind
 _BLOCK_S = 2.0  # one blocking look for a reply; short, so that Ctrl-C is heard
 
 # By scheme, what Celery and redis-py both understand behind the question mark.
@@ -128,7 +129,7 @@ class Broker:
         now = self.clock()
         pipe = self.redis.pipeline(transaction=False)
         pipe.zremrangebyscore(f"{queue}-workers", "-inf", now).zadd(f"{queue}-workers", {worker: now + ttl_s})
-        pipe.expire(f"{queue}-workers", int(ttl_s) + 1)
+        pipe.expire(f"{queue}-workers", _FORGET_S)
         self._call(pipe.execute)
 
     def withdraw(self, queue: str, worker: str) -> None:

@@ -106,7 +106,7 @@ class Batch(Document):
 class Request(Document):
     """A message: a few texts whose vectors go straight back to the caller (``Fleet.embed``)."""
 
-    reply_to: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,200}$", description="Redis key of the answer.")
+    reply_to: str = Field(pattern=r"^[a-z0-9-]{1,18}-reply-[0-9a-f]{32}$", description="Redis key of the answer.")
     settings: EmbedSettings
     texts: list[str]
     expires_at: float = Field(description="Unix time in s on the broker's clock after which nobody waits.")

@@ -20,8 +20,14 @@ if TYPE_CHECKING:
     import pyarrow.dataset
 
 
+MARKER = ".embedfleet-store"
+
+
 class Folder(Store):
-    """Objects are files. With ``make`` the folder is made; else one that is not there is StoreUnavailable."""
+    """Objects are files. With ``make`` the folder and its marker are made; without the marker it is StoreUnavailable.
+
+    An unmounted disk leaves an empty folder behind. What has no marker is no store, and nothing is written there.
+    """
 
     def __init__(self, uri: str, *, make: bool = False) -> None:
         super().__init__(canonical_uri(uri))
@@ -30,6 +36,7 @@ class Folder(Store):
         if make:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
+                (self.folder / MARKER).touch()
             except OSError as exc:
                 raise ConfigurationError(f"store {self.uri}: it can't be made ({first_line(exc)}).") from None
 
@@ -71,7 +78,7 @@ class Folder(Store):
 
     def check_writable(self) -> None:
         """Write and remove a probe file."""
-        if not self.folder.is_dir():
+        if not self._is_there():
             raise self._gone()
         probe = f".embedfleet-probe-{uuid.uuid4().hex}"
         try:
@@ -93,16 +100,19 @@ class Folder(Store):
         try:
             yield self.folder / path
         except (FileNotFoundError, NotADirectoryError) as exc:
-            raise (self._not_found(path, exc) if self.folder.is_dir() else self._gone()) from None
+            raise (self._not_found(path, exc) if self._is_there() else self._gone()) from None
         except (OSError, ValueError) as exc:
             raise self._unavailable(path, exc) from None
 
+    def _is_there(self) -> bool:
+        return (self.folder / MARKER).is_file()
+
     def _create_file(self, target: Path, data: bytes) -> None:
         """Written in full under a hidden name, which readers leave out, then linked: there is never half an object."""
-        if not self.folder.is_dir():
-            raise FileNotFoundError
-        made = [folder for folder in target.parents if not folder.is_dir()]
-        target.parent.mkdir(parents=True, exist_ok=True)
+        if not self._is_there():
+            raise FileNotFoundError("no such store")
+        made = not target.parent.is_dir()
+        target.parent.mkdir(exist_ok=True)  # without its parents: a part goes to a job that is there
         hidden = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         try:
             with hidden.open("xb") as stream:
@@ -110,7 +120,7 @@ class Folder(Store):
                 stream.flush()
                 os.fsync(stream.fileno())  # the commit point must not come back empty after a power cut
             _link(hidden, target)
-            for folder in (target.parent, *(folder.parent for folder in made)):
+            for folder in [target.parent, *([target.parent.parent] if made else [])]:
                 _sync_folder(folder)
         finally:
             hidden.unlink(missing_ok=True)

@@ -38,11 +38,8 @@ class JobStatus:
     texts: int | None
     """None until sealed; ``totals.texts`` counts those with an outcome."""
     totals: Totals
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing more will happen."""
-        return self.state in ("done", "cancelled")
+    finished: bool
+    """Whether every batch has its outcome."""
 
 
 @dataclass
@@ -105,9 +102,11 @@ class Job:
             for number in self.folder.parts(self._seen.low):
                 if number not in self._seen.numbers:
                     self._seen.add(number, self.folder.part_info(number))
+            state = self._state()
             return JobStatus(
                 job=self.id,
-                state=self._state(),
+                state=state,
+                finished=state == "done" or (state == "cancelled" and self._has_every_part()),
                 batches_done=len(self._seen.numbers),
                 batches=self._sealed.batches if self._sealed else None,
                 texts=self._sealed.texts if self._sealed else None,
@@ -169,13 +168,12 @@ class Job:
         """
         *earlier, last = self._chain()
         status = last.status()
-        complete = status.batches is not None and status.batches_done >= status.batches
-        if not complete and not earlier:
+        if not status.finished and not earlier:
             raise NotFinished(
                 f"job {last.id}: {status.batches_done} of {status.batches or '?'} batches have an outcome. "
                 "Retry it when all have."
             )
-        parent = last if complete else earlier[-1]
+        parent = last if status.finished else earlier[-1]
         settings = last.spec.settings
         if on_overflow is not None:
             settings = settings.model_copy(update={"on_overflow": on_overflow})
@@ -195,8 +193,14 @@ class Job:
             self.folder.cancel()
         return self.status()
 
+    def _has_every_part(self) -> bool:
+        """Of a job that was never sealed: for every input there is."""
+        if self._sealed is not None:
+            return len(self._seen.numbers) >= self._sealed.batches
+        return self._seen.numbers.issuperset(self.folder.inputs())
+
     def _state(self) -> State:
-        if self._sealed is not None and len(self._seen.numbers) >= self._sealed.batches:
+        if self._sealed is not None and self._has_every_part():
             self._close(self._sealed.batches)
             return "cancelled" if self.folder.is_cancelled() else "done"
         if self.folder.is_cancelled():

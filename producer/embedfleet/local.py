@@ -24,6 +24,7 @@ _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 _EXIT_CONFIGURATION = 2  # of the worker
 _STOP_S = 15.0
+_LEVELS = ("WARNING", "ERROR")
 _MAX_DEATHS = 5  # without progress, within ten minutes: then it is not bad luck
 _DEATHS_WINDOW_S = 600.0
 
@@ -48,6 +49,7 @@ class LocalFleet:
         self._redis: subprocess.Popen[bytes] | None = None
         self._worker: subprocess.Popen[bytes] | None = None
         self._deaths: deque[float] = deque(maxlen=_MAX_DEATHS)
+        self._said: set[str] = set()
 
     def __enter__(self) -> "LocalFleet":
         try:
@@ -94,6 +96,15 @@ class LocalFleet:
             )
         self._start_worker()
         return True
+
+    def warnings(self) -> list[str]:
+        """What the worker's log has of warnings and errors that was not returned before; each only once."""
+        found = [
+            line.partition(f" {level} ")[2] for line in self._log_lines() for level in _LEVELS if f" {level} " in line
+        ]
+        new = [line for line in dict.fromkeys(found) if line not in self._said]
+        self._said.update(new)
+        return new
 
     def progressed(self) -> None:
         """Work got done: the deaths before were no sign of a worker that can't."""

@@ -57,10 +57,9 @@ def _check_modules(folder: Path) -> None:
             "Save it with sentence-transformers, which writes that file."
         )
     modules = _read(folder / "modules.json")
-    kinds = [str(module.get("type")).rsplit(".", 1)[-1] for module in modules if isinstance(module, dict)]
-    if not isinstance(modules, list) or not kinds:
+    if not isinstance(modules, list) or not modules or not all(isinstance(module, dict) for module in modules):
         raise UnknownModel(f"model file {str(folder / 'modules.json')!r}: a list of modules was expected.")
-    for kind in kinds:
+    for kind in (str(module.get("type")).rsplit(".", 1)[-1] for module in modules):
         if kind not in _MODULES:
             raise UnknownModel(
                 f"model folder {str(folder)!r}: its module {kind} is not supported, without which its vectors would be "

@@ -137,6 +137,8 @@ class Run:
     def _supervise(self, job: Job, status: JobStatus) -> None:
         if self._local is None or status.finished:
             return
+        for line in self._local.warnings():
+            click.echo(f"worker: {line}", err=True)
         if status.batches_done > self._done:
             self._local.progressed()
         self._done = status.batches_done

@@ -31,7 +31,7 @@ DOCUMENT = EmbedSettings(model="sentence-transformers/all-MiniLM-L6-v2", dimensi
 MESSAGES: dict[str, Document] = {
     "batch-v1.json": Batch(to="file:///data/vectors", job=JOB, batch=7, tokens=65_536),
     "request-v1.json": Request(
-        reply_to="embedfleet-reply-0123456789abcdef",
+        reply_to="embedfleet-reply-0123456789abcdef0123456789abcdef",
         settings=QUERY,
         texts=["what is a lease?", "Straße – 東京 😀"],
         expires_at=1_793_612_345.25,

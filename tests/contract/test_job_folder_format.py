@@ -12,7 +12,7 @@ from tests.contract.documents import DOCUMENTS, JOB
 
 @pytest.fixture
 def folder(tmp_path: Path) -> JobFolder:
-    return JobFolder(Folder(str(tmp_path)), JOB)
+    return JobFolder(Folder(str(tmp_path), make=True), JOB)
 
 
 def files(below: Path) -> list[str]:
@@ -27,7 +27,8 @@ def test_the_names_of_everything_in_a_job_folder(tmp_path: Path, folder: JobFold
     folder.write_part(99_999_999, b"")
     folder.cancel()
     folder.write_manifest(1, Totals(), [])
-    assert files(tmp_path) == [
+    assert files(tmp_path)[0] == ".embedfleet-store"
+    assert files(tmp_path)[1:] == [
         f"{JOB}/{name}"
         for name in (
             "cancelled.json",

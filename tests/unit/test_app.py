@@ -41,7 +41,6 @@ def tasks() -> RecordedTasks:
 def celery(broker: Broker, tasks: RecordedTasks, monkeypatch: pytest.MonkeyPatch) -> Celery:
     monkeypatch.setattr(kombu.transport, "_transport_cache", dict(kombu.transport._transport_cache))
     monkeypatch.setattr(kombu.transport, "TRANSPORT_ALIASES", dict(kombu.transport.TRANSPORT_ALIASES))
-    monkeypatch.setattr(module, "_GIVE_BACK_PAUSE_S", 0.0)
     for name in ("broker", "queues", "lease_s"):
         monkeypatch.setattr(module.Heartbeat, name, None, raising=False)
     stand_in: Any = tasks

@@ -84,13 +84,27 @@ def test_a_job_that_is_not_sealed_is_open(fleet: Fleet) -> None:
     assert (job.status().state, job.status().batches, job.status().batches_done) == ("open", None, 2)
 
 
-def test_a_cancelled_job_is_finished_though_parts_are_missing(fleet: Fleet) -> None:
+def test_a_cancelled_job_is_finished_when_every_text_has_its_outcome(fleet: Fleet) -> None:
     job = fleet.submit(TEXTS)
     commit(job, 0)
-    job.cancel()
-    assert job.wait(timeout_s=5).state == "cancelled"
+    assert (job.cancel().state, job.status().finished) == ("cancelled", False)
     commit(job, 1, 2, failing=map(str, range(512, 1100)), code="cancelled")
-    assert (job.status().state, job.status().totals.errors) == ("cancelled", 588)
+    status = job.wait(timeout_s=5)
+    assert (status.state, status.finished, status.totals.errors) == ("cancelled", True, 588)
+    child = job.retry()
+    assert child is not None
+    assert child.status().texts == 588
+
+
+def test_a_cancelled_job_without_a_seal_is_finished_when_its_inputs_are(fleet: Fleet) -> None:
+    job = fleet.submit(TEXTS)
+    (job.folder.store.folder / job.id / "sealed.json").unlink()
+    job = fleet.job(job.id)
+    commit(job, 0, 1)
+    assert not job.cancel().finished
+    commit(job, 2, failing=["1099"], code="cancelled")
+    assert job.wait(timeout_s=5).state == "cancelled"
+    assert job.retry() is not None
 
 
 def test_a_job_that_is_done_is_not_cancelled(fleet: Fleet) -> None:

@@ -24,7 +24,7 @@ from embedfleet.errors import (
     StoreNotAllowed,
     StoreUnavailable,
 )
-from embedfleet.folder import Folder
+from embedfleet.folder import MARKER, Folder
 from embedfleet.jobfolder import JobFolder, job_id_of
 from embedfleet.s3 import S3
 from embedfleet.store import Store, canonical_uri, check_allowed, open_store
@@ -88,6 +88,7 @@ def test_the_end_of_an_object(store: Folder) -> None:
 
 
 def test_paths_come_in_string_order_behind_the_given_one(store: Folder) -> None:
+    store.create("job/job.json", b"")
     for number in (10, 2, 99_999_999, 1, 0):
         store.create(f"job/parts/{number:08d}.parquet", b"")
     store.create("job/parts-of-another/00000003.parquet", b"")
@@ -234,7 +235,7 @@ def test_every_error_of_writing_is_mapped_and_leaves_nothing_behind(
         patched.setattr(os, function, raising(error))
         with pytest.raises(StoreUnavailable, match=str(store.uri)):
             store.create("a/new", b"1")
-    assert [path for path in store.folder.rglob("*") if path.is_file()] == []
+    assert [path for path in store.folder.rglob("*") if path.is_file()] == [store.folder / MARKER]
 
 
 def a_file(place: Path) -> None:
@@ -324,8 +325,9 @@ def test_credentials_in_a_store_are_not_repeated() -> None:
 
 
 def test_a_store_that_can_be_written_is_left_as_it_was(store: Folder) -> None:
+    before = list(store.folder.rglob("*"))
     store.check_writable()
-    assert list(store.folder.iterdir()) == []
+    assert list(store.folder.rglob("*")) == before
 
 
 def test_a_store_that_cannot_be_written_is_a_configuration_error(
@@ -336,7 +338,29 @@ def test_a_store_that_cannot_be_written_is_a_configuration_error(
         store.check_writable()
 
 
-@pytest.mark.parametrize("harm", [vanish, become_a_file])
+def unmount(store: Folder) -> None:
+    """An empty folder is left."""
+    vanish(store)
+    store.folder.mkdir()
+
+
+@pytest.mark.parametrize("name", ["get", "tail", "exists", "create", "paths", "check_writable"])
+def test_a_mount_point_without_its_disk_is_no_store(store: Folder, name: str) -> None:
+    """Nothing there is "not found", and nothing is written where the disk would hide it."""
+    store.create("a/b", b"1")
+    unmount(store)
+    with pytest.raises(StoreUnavailable, match="it is not there"):
+        OPERATIONS[name](store)
+    assert list(store.folder.iterdir()) == []
+
+
+def test_a_part_does_not_make_a_job_folder(store: Folder) -> None:
+    with pytest.raises(StoreUnavailable):
+        JobFolder(store, "j-1").write_part(0, b"1")
+    assert not (store.folder / "j-1").exists()
+
+
+@pytest.mark.parametrize("harm", [vanish, become_a_file, unmount])
 def test_a_store_that_is_not_there_may_be_there_later(store: Folder, harm: Callable[[Folder], None]) -> None:
     harm(store)
     with pytest.raises(StoreUnavailable, match="Mount it, or make it"):
@@ -410,6 +434,8 @@ def test_different_keys_are_different_jobs(first: str, second: str) -> None:
 
 def test_parts_are_listed_in_order_and_behind_a_number(store: Folder) -> None:
     folder = JobFolder(store, "j-1")
+    store.create("j-1/job.json", b"")
+    store.create("j-10/job.json", b"")
     for number in (3, 0, 10, 1):
         folder.write_part(number, b"")
     store.create("j-1/parts/readme.txt", b"")
@@ -422,6 +448,7 @@ def test_parts_are_listed_in_order_and_behind_a_number(store: Folder) -> None:
 
 def test_the_second_write_of_a_part_says_so(store: Folder) -> None:
     folder = JobFolder(store, "j-1")
+    store.create("j-1/job.json", b"")
     assert folder.write_part(0, b"first")
     assert not folder.write_part(0, b"second")
     assert store.get(folder.part_path(0)) == b"first"

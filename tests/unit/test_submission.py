@@ -352,7 +352,7 @@ streams = st.lists(texts, max_size=12).map(lambda found: [Record(str(n), text) f
 def test_any_stream_is_sealed_alike_with_and_without_a_death(
     tmp_path_factory: pytest.TempPathFactory, stream: list[Record], steps: int, after: bool
 ) -> None:
-    undisturbed, disturbed = (Producer(MortalStore(str(tmp_path_factory.mktemp("store")))) for _ in range(2))
+    undisturbed, disturbed = (Producer(MortalStore(str(tmp_path_factory.mktemp("store")), make=True)) for _ in range(2))
     expected = undisturbed.submit(stream)
     with suppress(Died):
         disturbed.submit(stream, Life(steps, after))

@@ -31,6 +31,7 @@ from tests.unit.fake_engine import FakeEngine
 from tests.unit.redis_server import RedisServer, running_redis
 
 JOB = "j-1"
+REPLY_KEY = "embedfleet-reply-" + "0" * 32
 TEXTS = ["a", "", "b", "c"]
 SETTINGS = resolve(EmbedSettings(), DEFAULT_MODEL)
 ANY_EXCEPTION = [
@@ -444,7 +445,7 @@ def gives_back(worker: Worker, message: object) -> bool:
 
 def request(worker: Worker, in_s: float = 60, texts: list[str] | None = None, **settings: object) -> dict[str, Any]:
     asked = Request(
-        reply_to="reply-1",
+        reply_to=REPLY_KEY,
         settings=SETTINGS.model_copy(update=settings),
         texts=["a", "b"] if texts is None else texts,
         expires_at=worker.tasks.broker.clock() + in_s,
@@ -453,7 +454,7 @@ def request(worker: Worker, in_s: float = 60, texts: list[str] | None = None, **
 
 
 def reply(worker: Worker) -> bytes | None:
-    found: bytes | None = worker.server.client.lindex("reply-1", 0)
+    found: bytes | None = worker.server.client.lindex(REPLY_KEY, 0)
     return found
 
 

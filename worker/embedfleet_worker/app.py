@@ -1,6 +1,5 @@
 """Celery configured for at-least-once: the worker's queues, its two tasks, its boot steps. Not what the tasks do."""
 
-import time
 from typing import Any
 
 from celery import Celery
@@ -14,7 +13,6 @@ from embedfleet_worker.transport import redis as transport
 
 # Six batches in flight let the engine pack texts across them while others are read, checked and written.
 _THREADS = 6 + transport.RESERVED
-_GIVE_BACK_PAUSE_S = 2.0  # what was given back comes at once: a dependency that is down must not spin
 
 
 def build(broker: Broker, tasks: Tasks, queues: list[str], lease_s: float) -> Celery:
@@ -52,7 +50,6 @@ def _register(app: Celery, name: str, work: Any) -> None:
         try:
             work(message)
         except GiveBack as exc:
-            time.sleep(_GIVE_BACK_PAUSE_S)
             raise Reject(str(exc), requeue=True) from None  # Celery's way to put a message back; not a failure
 
     app.task(run, name=name, shared=False, acks_late=True, ignore_result=True)

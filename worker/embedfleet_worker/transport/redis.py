@@ -26,6 +26,7 @@ _LEASE_SCRIPT = files(__package__).joinpath("lease.lua").read_text(encoding="utf
 # message waits at most this long for an idle worker and an interactive one not at all.
 _LOOK_S = 0.1
 _REFUSED_S = 1.0
+_GIVEN_BACK_S = 2.0
 RESERVED = 2
 """Of the messages a consumer may hold, those that only the first queue's can be: bulk never takes every slot."""
 
@@ -60,13 +61,17 @@ class QoS(redis.QoS):  # type: ignore[misc]
             pipe.zrem(self.unacked_index_key, delivery_tag).hdel(self.unacked_key, delivery_tag).execute()
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Give the message back; when Redis can't be told, as in :meth:`ack`."""
+        """Give the message back: its lease ends in a moment. When Redis can't be told, as in :meth:`ack`.
+
+        In a moment, not now: a dependency that is down must not make messages spin.
+        """
         if not requeue:
             self.ack(delivery_tag)
             return
         virtual.QoS.ack(self, delivery_tag)
-        with _told():
-            self.restore_by_tag(delivery_tag, leftmost=True)
+        with _told(), self.channel.conn_or_acquire() as client:
+            ends = time.time() - self.visibility_timeout + _GIVEN_BACK_S
+            client.zadd(self.unacked_index_key, {delivery_tag: ends}, xx=True)
 
 
 @contextmanager
