@@ -39,7 +39,7 @@ def read_profile(folder: Path) -> ModelProfile:
     return ModelProfile(
         name=str(folder),
         dimensions=_number(config, "hidden_size", folder),
-        max_tokens=int(transformer.get("max_seq_length") or _number(config, "max_position_embeddings", folder)),
+        max_tokens=_max_tokens(config, transformer, folder),
         pooling=_pooling_of(pooling, folder),
         parameters=_weights_bytes(folder) // _bytes_per_weight(config),
         query_template=template,
@@ -97,6 +97,16 @@ def _pooling_of(config: dict[str, Any], folder: Path) -> Pooling:
     if len(chosen) != 1 or others:
         raise UnknownModel(f"model folder {str(folder)!r}: 1_Pooling/config.json must name mean, cls or lasttoken.")
     return chosen[0]
+
+
+def _max_tokens(config: dict[str, Any], transformer: dict[str, Any], folder: Path) -> int:
+    """The smallest limit that a file names: older versions of sentence-transformers wrote it elsewhere than newer."""
+    positions = _number(config, "max_position_embeddings", folder)
+    if "roberta" in str(config.get("model_type")):
+        positions -= 2  # it counts them from behind the padding token's
+    tokenizer = _object(folder / "tokenizer_config.json", {})
+    limits = (transformer.get("max_seq_length"), tokenizer.get("model_max_length"))
+    return min([positions, *(limit for limit in limits if isinstance(limit, int) and limit > 0)])
 
 
 def _number(config: dict[str, Any], name: str, folder: Path) -> int:

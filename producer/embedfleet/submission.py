@@ -93,11 +93,18 @@ class _Submission:
         data = write_input(batch.records, batch.tokens)
         self._count(batch.records, fingerprint(batch.records))
         if not self._folder.write_once(f"input/{self._number:08d}.parquet", data):
-            raise JobMismatch(
-                f"job {self._folder.job}: another producer is submitting it right now. Wait for that one."
-            )
+            self._compare_with_other_producer(batch.records)
         self._send(self._number, batch.tokens)
         self._number += 1
+
+    def _compare_with_other_producer(self, records: list[Record]) -> None:
+        """It was quicker, or it is this one, of whose write the answer was lost. The same input is as good as ours."""
+        info, _ = _input_info(self._folder, self._number)
+        if info.sha256 != fingerprint(records):
+            raise JobMismatch(
+                f"job {self._folder.job}: another producer is submitting another input under the same key right now, "
+                f"from id {records[0].id!r} on. Use another key."
+            )
 
     def seal(self) -> Sealed:
         """Say that this is all; compared when an earlier producer said so."""

@@ -74,10 +74,9 @@ def test_submitting_again_does_nothing_twice(qwen_fleet: Fleet) -> None:
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")} == before
 
 
-def test_a_worker_is_killed_and_the_job_completes(
-    start_fleet: Callable[..., LocalFleet], tiny_qwen3: Path, tmp_path: Path
-) -> None:
-    local = start_fleet(tmp_path, model=str(tiny_qwen3), dtype="float32", lease_s=2)
+def test_a_worker_is_killed_and_the_job_completes(start_fleet: Callable[..., LocalFleet], tmp_path: Path) -> None:
+    """With all-MiniLM-L6-v2; the others run a tiny Qwen3."""
+    local = start_fleet(tmp_path, lease_s=2)
     texts = [f"text number {n}, and some words behind it to make it longer" for n in range(5_000)]
     with Fleet(**dict(local.settings)) as fleet:
         job = fleet.submit(texts)

@@ -1,6 +1,7 @@
 """The other commands, against a fleet that `embedfleet up` started."""
 
 import json
+import shlex
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -19,13 +20,13 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     running = start("up", "--store", folder / "store", cwd=folder, synthetic_texts_per_s=5000)
     try:
         assert running.stdout is not None
-        exports = [running.stdout.readline().decode() for _ in range(3)]
-        pairs = [line.removeprefix("export EMBEDFLEET_").strip().split("=", 1) for line in exports]
+        exports = [shlex.split(running.stdout.readline().decode())[1] for _ in range(6)]
+        pairs = [line.removeprefix("EMBEDFLEET_").split("=", 1) for line in exports]
         yield {name.lower(): value for name, value in pairs}
     finally:
         running.send_signal(signal.SIGINT)
         running.communicate(timeout=60)
-        assert running.returncode == 3
+        assert running.returncode == 0
 
 
 def test_submit_status_watch_results(up: dict[str, str], tmp_path: Path) -> None:
@@ -67,6 +68,29 @@ def test_cancel(up: dict[str, str], tmp_path: Path) -> None:
     again = run("retry", job, "--json", cwd=tmp_path, **up)
     assert again.returncode == 0, again.stderr
     assert summary(again)["texts"] == found["errors"]
+
+
+def test_a_job_that_is_done_is_not_cancelled(up: dict[str, str], tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in.jsonl", numbered(10))
+    job = summary(run("embed", "in.jsonl", "--json", cwd=tmp_path, **up))["job"]
+    cancelled = run("cancel", job, cwd=tmp_path, **up)
+    assert cancelled.returncode == 0
+    assert cancelled.stdout.startswith("done: ")
+    assert run("embed", "in.jsonl", cwd=tmp_path, **up).returncode == 0
+
+
+def test_a_worker_needs_a_store(redis_url: str, tmp_path: Path) -> None:
+    """Without one it would turn every batch into a dead letter."""
+    worker = run("worker", cwd=tmp_path, broker_url=redis_url)
+    assert worker.returncode == 2
+    assert "no store: set EMBEDFLEET_STORE" in worker.stderr
+
+
+def test_a_worker_refuses_a_cache_it_can_not_use_before_it_loads_anything(redis_url: str, tmp_path: Path) -> None:
+    worker = run("worker", cwd=tmp_path, broker_url=redis_url, store=tmp_path, cache_url="amqp://me:pass-word@h")
+    assert worker.returncode == 2
+    assert "it is no Redis URL" in worker.stderr
+    assert "pass-word" not in worker.stderr
 
 
 def test_a_worker_of_ones_own(redis_url: str, tmp_path: Path) -> None:
@@ -113,6 +137,7 @@ def test_doctor_refuses_a_model_that_does_not_fit(tmp_path: Path, tiny_qwen3: Pa
     config.update(num_hidden_layers=4000, max_position_embeddings=1_000_000)
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 1000000}')
+    (folder / "tokenizer_config.json").write_text("{}")
 
     for command in (["doctor"], ["embed", "in.txt", "--to", "out"]):
         (tmp_path / "in.txt").write_text("a text\n")

@@ -100,6 +100,130 @@ def test_a_killed_command_leaves_no_process_and_its_job_resumes(tmp_path: Path) 
     assert {name: after[name] for name in before} == before
 
 
+def test_the_hint_names_no_secret(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in.jsonl", numbered(20_000))
+    secrets = ["--cache-salt", "pepper", "--cache-url=redis://:hunter2@localhost:1/0"]
+    running = start("embed", "in.jsonl", "--to", "out", *secrets, cwd=tmp_path, synthetic_texts_per_s=2000)
+    wait_until(lambda: list(tmp_path.glob("out/*/parts/*.parquet")), "the first part")
+    for _ in range(3):  # impatiently
+        running.send_signal(signal.SIGINT)
+    _, stderr = running.communicate(timeout=60)
+    assert running.returncode == 3
+    assert b"Go on with: embedfleet embed in.jsonl --to out --cache-salt" in stderr
+    assert b"pepper" not in stderr
+    assert b"hunter2" not in stderr
+
+
+def test_the_same_command_with_another_engine_is_another_job(tmp_path: Path) -> None:
+    """Vectors of a try with the synthetic engine, or another token limit, are never taken for the others."""
+    (tmp_path / "in.txt").write_text("a text of some more tokens than eight, to be sure\n")
+    first = summary(run("embed", "in.txt", "--to", "out", "--json", cwd=tmp_path))
+    short = summary(run("embed", "in.txt", "--to", "out", "--json", "--max-tokens", "8", cwd=tmp_path))
+    assert (first["errors"], short["errors"]) == (0, 1)
+    assert first["job"] != short["job"]
+
+
+def test_a_store_below_the_input_is_no_input(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("a text\n")
+    first, again = (run("embed", "in", "--to", "in/out", "--json", cwd=tmp_path) for _ in range(2))
+    assert (first.returncode, again.returncode) == (0, 0), again.stderr
+    assert summary(first)["job"] == summary(again)["job"]
+    itself = run("embed", "in", "--to", "in", cwd=tmp_path)
+    assert itself.returncode == 2
+    assert "it is the store" in itself.stderr
+
+
+def test_a_retry_runs_the_models_worker_and_goes_on_when_stopped(tmp_path: Path, tiny_qwen3: Path) -> None:
+    long = [{"id": f"d{n}", "text": "word " * 600} for n in range(2000)]
+    write_jsonl(tmp_path / "in.jsonl", [*long, {"id": "e", "text": ""}])
+    done = run("embed", "in.jsonl", "--to", "out", "--model", tiny_qwen3, "--json", cwd=tmp_path)
+    assert done.returncode == 1
+    job = summary(done)["uri"]
+    arguments = ("retry", job, "--on-overflow", "truncate", "--json")
+    retrying = start(*arguments, cwd=tmp_path, synthetic_texts_per_s=500)
+    wait_until(lambda: len(list(tmp_path.glob("out/*/parts/*.parquet"))) > 4, "a part of the retry")
+    retrying.send_signal(signal.SIGINT)
+    _, stderr = retrying.communicate(timeout=60)
+    assert retrying.returncode == 3
+    assert f"Go on with: embedfleet retry {job} --on-overflow truncate" in stderr.decode()
+
+    again = run(*arguments, cwd=tmp_path)
+
+    assert again.returncode == 1, "the empty text still has its error"
+    assert (summary(again)["texts"], summary(again)["errors"], summary(again)["truncated"]) == (2000, 0, 2000)
+
+
+def test_a_cancelled_run_leaves_an_outcome_for_every_text(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in.jsonl", numbered(20_000))
+    running = start("embed", "in.jsonl", "--to", "out", "--json", cwd=tmp_path, synthetic_texts_per_s=3000)
+    wait_until(lambda: list(tmp_path.glob("out/*/parts/*.parquet")), "the first part")
+    [job] = tmp_path.glob("out/j-*")
+    assert run("cancel", job, cwd=tmp_path).stdout.startswith("cancelled")
+    stdout, _ = running.communicate(timeout=60)
+    assert running.returncode == 3
+    found = json.loads(stdout)
+    assert found["texts"] == 20_000
+    assert 0 < found["errors"] < 20_000
+    assert summary(run("retry", job, "--json", cwd=tmp_path))["texts"] == found["errors"]
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "| true", "| head -c 1"])
+def test_a_closed_stream_is_no_reason_to_fail(closed: str, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("a text\n" * 3)
+    script = f"set -o pipefail; {EMBEDFLEET} embed in.txt --to out {closed}"
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment(engine="synthetic"), capture_output=True
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert len(list(tmp_path.glob("out/*/parts/*.parquet"))) == 1
+
+
+def test_an_output_that_is_full_is_named(tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("a text\n")
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [EMBEDFLEET, "embed", "in.txt", "--to", "out"],
+            cwd=tmp_path,
+            env=environment(engine="synthetic"),
+            stdout=full,
+            stderr=subprocess.PIPE,
+        )
+    assert done.returncode == 3
+    assert b"the output can't be written (No space left on device)" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["l" * 100, "sp ace#%?ü"])
+def test_any_tmpdir_will_do(name: str, tmp_path: Path) -> None:
+    """A socket's path is short, and part of a URL."""
+    (tmp_path / name).mkdir()
+    (tmp_path / "in.txt").write_text("a text\n")
+    done = subprocess.run(
+        [EMBEDFLEET, "embed", "in.txt", "--to", "out"],
+        cwd=tmp_path,
+        env={**environment(engine="synthetic"), "TMPDIR": str(tmp_path / name)},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert list((tmp_path / name).iterdir()) == []
+
+
+def test_what_the_worker_complains_of_is_said(tmp_path: Path) -> None:
+    """Such as a full disk, for which it would wait in silence."""
+    write_jsonl(tmp_path / "in.jsonl", numbered(5000))
+    running = start("embed", "in.jsonl", "--to", "out", cwd=tmp_path, synthetic_texts_per_s=1000)
+    parts = wait_until(lambda: list(tmp_path.glob("out/*/parts")), "the parts")[0]
+    parts.rename(parts.with_name("aside"))
+    parts.write_text("in the way")
+    assert running.stderr is not None
+    lines = iter(running.stderr.readline, b"")
+    assert any(b"worker: " in line and b"given back: store file://" in line for line in lines)
+    parts.unlink()
+    parts.with_name("aside").rename(parts)
+    running.communicate(timeout=60)
+    assert running.returncode == 0
+
+
 def test_running_it_again_does_nothing(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "in.jsonl", numbered(600))
     run("embed", "in.jsonl", "--to", "out", cwd=tmp_path)

@@ -226,6 +226,31 @@ def test_modules_that_would_change_the_vectors_are_refused(tiny_qwen3: Path, tmp
         profile_of(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("bert", "tokenizer", "config", "limit"),
+    [
+        ({"max_seq_length": 100}, {"model_max_length": 200}, {}, 100),
+        ({}, {"model_max_length": 200}, {}, 200),
+        ({}, {"model_max_length": 10**30}, {}, 512),
+        ({"max_seq_length": 900}, {"model_max_length": None}, {}, 512),
+        ({}, {"model_max_length": None}, {"model_type": "xlm-roberta", "max_position_embeddings": 514}, 512),
+    ],
+)
+def test_the_token_limit_is_the_smallest_that_a_file_names(
+    tiny_qwen3: Path,
+    tmp_path: Path,
+    bert: dict[str, object],
+    tokenizer: dict[str, object],
+    config: dict[str, object],
+    limit: int,
+) -> None:
+    folder = copy_of(tiny_qwen3, tmp_path / "model")
+    (folder / "sentence_bert_config.json").write_text(json.dumps(bert))
+    edit(folder / "tokenizer_config.json", **tokenizer)
+    edit(folder / "config.json", **config)
+    assert profile_of(str(folder)).max_tokens == limit
+
+
 @pytest.mark.parametrize("content", ["{}", "[]", "[7]", "null"])
 def test_modules_must_be_a_list(tiny_qwen3: Path, tmp_path: Path, content: str) -> None:
     folder = copy_of(tiny_qwen3, tmp_path / "model")

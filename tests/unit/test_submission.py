@@ -311,14 +311,24 @@ def test_every_setting_is_compared() -> None:
     assert compared == set(EmbedSettings.model_fields), "add the new one to the test above"
 
 
-def test_two_producers_at_once_stop_one_of_them(producer: Producer) -> None:
-    def overtaken() -> Iterator[Record]:
-        yield from STREAM[:4]
-        folder_of(producer.store).write_once("input/00000001.parquet", b"the other one's")
-        yield from STREAM[4:]
+def overtaken(producer: Producer, others: list[Record]) -> Iterator[Record]:
+    """The stream of a producer which another one overtakes at the second batch."""
+    yield from STREAM[:4]
+    submit(folder_of(producer.store), SPEC, others, lambda _: None)
+    yield from STREAM[4:]
 
-    with pytest.raises(JobMismatch, match="another producer is submitting it right now"):
-        submit(folder_of(producer.store), SPEC, overtaken(), lambda _: None)
+
+def test_two_producers_of_the_same_stream_at_once_make_one_job(producer: Producer) -> None:
+    sent: list[Batch] = []
+    sealed = submit(folder_of(producer.store), SPEC, overtaken(producer, STREAM), sent.append)
+    assert sealed.texts == len(STREAM)
+    assert [message.batch for message in sent] == list(range(sealed.batches))
+
+
+def test_two_producers_of_different_streams_at_once_stop_one_of_them(producer: Producer) -> None:
+    others = [*STREAM[:4], *(Record(record.id, "another text") for record in STREAM[4:])]
+    with pytest.raises(JobMismatch, match="another producer is submitting another input"):
+        submit(folder_of(producer.store), SPEC, overtaken(producer, others), lambda _: None)
 
 
 # Ids

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -181,6 +181,48 @@ def test_what_the_script_can_read_and_python_can_not_goes_to_quarantine(taker: T
     taker.publish("first", "a1")
     assert taker.take(1) == ["a1"]
     assert taker.channel.client.lrange("unacked-quarantine", 0, -1) == [sent]
+
+
+def test_messages_are_taken_and_acknowledged_at_the_memory_limit(server: RedisServer, taker: Taker) -> None:
+    """Else nothing would ever drain."""
+    taker.publish("first", "a1", "a2")
+    server.client.config_set("maxmemory", 1)
+    assert taker.take(2) == ["a1", "a2"]
+    for message in taker.taken:
+        message.ack()
+    assert server.client.exists("unacked", "unacked_index", "first") == 0
+
+
+def replica(server: RedisServer, yes: bool) -> None:
+    server.client.replicaof(*(("127.0.0.1", 1) if yes else ("no", "one")))
+
+
+def full(server: RedisServer, yes: bool) -> None:
+    server.client.config_set("maxmemory", 1 if yes else 0)
+
+
+@pytest.mark.parametrize("state", [replica, full])
+def test_a_server_that_refuses_for_a_while_ends_nothing(
+    server: RedisServer, taker: Taker, monkeypatch: pytest.MonkeyPatch, state: Callable[[RedisServer, bool], None]
+) -> None:
+    monkeypatch.setattr(transport, "_REFUSED_S", 0.01)
+    state(server, True)
+    for _ in range(5):
+        with suppress(TimeoutError):
+            taker.connection.drain_events(timeout=0.2)
+    state(server, False)
+    taker.publish("first", "a1")
+    assert taker.take(1) == ["a1"]
+
+
+@pytest.mark.parametrize("way", ["ack", "requeue"])
+def test_a_refusal_looks_like_a_lost_connection_to_celery(server: RedisServer, taker: Taker, way: str) -> None:
+    """Which it passes by, whereas any other error ends its loop."""
+    taker.publish("first", "a1")
+    taker.take(1)
+    replica(server, True)
+    with pytest.raises(taker.connection.connection_errors):
+        getattr(taker.taken[0], way)()
 
 
 def test_what_celery_chokes_on_is_set_aside_and_names_no_text(

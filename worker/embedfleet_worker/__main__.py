@@ -13,6 +13,7 @@ import warnings
 
 from celery.platforms import SecurityWarning
 from celery.signals import setup_logging
+from celery.worker import state as celery_state
 
 # Read by vLLM and the tokenizers when they are imported.
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -121,7 +122,8 @@ def _cache(settings: FleetSettings, profile: ModelProfile) -> VectorCache | NoCa
 def _exit_when_dead(engine: Engine) -> None:
     """A broken engine can't be mended in its process: leave, and let the supervisor start a fresh one."""
     engine.dead.wait()
-    time.sleep(_GIVING_BACK_S)  # batches it held are on their way back to the queue
+    celery_state.should_stop = _EXIT_ENGINE  # no more messages; those it held are on their way back
+    time.sleep(_GIVING_BACK_S)
     os._exit(_EXIT_ENGINE)
 
 

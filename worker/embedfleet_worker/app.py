@@ -23,6 +23,8 @@ def build(broker: Broker, tasks: Tasks, queues: list[str], lease_s: float) -> Ce
         worker_pool="threads",
         worker_concurrency=_THREADS,
         worker_prefetch_multiplier=1,
+        # After a reconnect Celery would hold fewer, down to the reserved slots alone.
+        worker_enable_prefetch_count_reduction=False,
         worker_enable_remote_control=False,
         worker_hijack_root_logger=False,
         broker_connection_retry_on_startup=True,
