@@ -99,9 +99,8 @@ class LocalFleet:
 
     def warnings(self) -> list[str]:
         """What the worker's log has of warnings and errors that was not returned before; each only once."""
-        found = [
-            line.partition(f" {level} ")[2] for line in self._log_lines() for level in _LEVELS if f" {level} " in line
-        ]
+        lines = [line.split(" ", 4) for line in self._log_lines()]  # date, time, level, logger, message
+        found = [line[4] for line in lines if len(line) == 5 and line[2] in _LEVELS]
         new = [line for line in dict.fromkeys(found) if line not in self._said]
         self._said.update(new)
         return new

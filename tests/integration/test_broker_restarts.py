@@ -69,7 +69,7 @@ def test_a_message_that_is_none_of_ours_leaves_no_text_in_the_log(redis_url: str
     from embedfleet.broker import Broker
     from embedfleet.settings import load
 
-    broker = Broker(load(broker_url=redis_url))
+    broker = Broker(load(broker_url=redis_url, engine="synthetic"))
     queue = broker.queue(load().model, "bulk")
     broker.app.send_task("somebody.elses", args=["a secret text"], queue=queue, retry=False)
     worker = start("worker", cwd=tmp_path, broker_url=redis_url, store=tmp_path / "store")
@@ -77,4 +77,6 @@ def test_a_message_that_is_none_of_ours_leaves_no_text_in_the_log(redis_url: str
     worker.terminate()
     _, log = worker.communicate(timeout=30)
     assert b"a secret text" not in log
+    assert b"a message was set aside in unacked-quarantine: headers.task: " in log
+    assert broker.redis.llen("unacked-quarantine") == 1
     broker.close()

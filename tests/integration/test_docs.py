@@ -103,6 +103,7 @@ def test_command(exports: str, command: str, settings: dict[str, str]) -> None:
 def test_python(settings: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of a document belong together, top down."""
     monkeypatch.chdir(settings["folder"])
+    monkeypatch.setenv("EMBEDFLEET_ENGINE", "synthetic")
     rows = [SimpleNamespace(id=f"r{n}", body=f"body {n}", lang="en") for n in range(20)]
     with Fleet(engine="synthetic", broker_url=settings["broker_url"], store="vectors") as fleet:
         namespaces: dict[str, dict[str, Any]] = {}

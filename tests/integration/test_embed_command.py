@@ -18,6 +18,8 @@ import pytest
 from tests.integration.command import EMBEDFLEET, environment, numbered, run, start, summary, write_jsonl
 from tests.waiting import wait_until
 
+SYNTHETIC = "worker: synthetic engine: vectors are hashes of the texts and mean nothing"
+
 
 def parts(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.glob("*/parts/*.parquet")}
@@ -46,7 +48,7 @@ def test_every_form_of_input(form: str, tmp_path: Path) -> None:
     done = run("embed", source, "--to", "out", "--json", cwd=tmp_path, stdin=stdin)
 
     assert done.returncode == 0, done.stderr
-    assert done.stderr == "", "stderr is no terminal: no bar"
+    assert done.stderr.splitlines() in ([], [SYNTHETIC]), "stderr is no terminal: no bar"
     found = summary(done)
     assert found.keys() >= {"job", "texts", "errors", "cached", "tokens", "seconds", "texts_per_s"}
     assert (found["texts"], found["errors"]) == (5, 0)
@@ -140,9 +142,10 @@ def test_a_retry_runs_the_models_worker_and_goes_on_when_stopped(tmp_path: Path,
     done = run("embed", "in.jsonl", "--to", "out", "--model", tiny_qwen3, "--json", cwd=tmp_path)
     assert done.returncode == 1
     job = summary(done)["uri"]
+    before = len(list(tmp_path.glob("out/*/parts/*.parquet")))
     arguments = ("retry", job, "--on-overflow", "truncate", "--json")
     retrying = start(*arguments, cwd=tmp_path, synthetic_texts_per_s=500)
-    wait_until(lambda: len(list(tmp_path.glob("out/*/parts/*.parquet"))) > 4, "a part of the retry")
+    wait_until(lambda: len(list(tmp_path.glob("out/*/parts/*.parquet"))) > before, "a part of the retry")
     retrying.send_signal(signal.SIGINT)
     _, stderr = retrying.communicate(timeout=60)
     assert retrying.returncode == 3
@@ -233,7 +236,7 @@ def test_running_it_again_does_nothing(tmp_path: Path) -> None:
     assert parts(tmp_path / "out") == before
     other = run("embed", "in.jsonl", "--to", "out", "--encoding", "float16", cwd=tmp_path)
     assert other.returncode == 0
-    assert len(list((tmp_path / "out").iterdir())) == 2, "other settings are another job"
+    assert len(list(tmp_path.glob("out/j-*"))) == 2, "other settings are another job"
 
 
 def test_a_pipe_stops_at_a_bad_line_and_goes_on_when_it_is_mended(tmp_path: Path) -> None:
@@ -249,7 +252,7 @@ def test_a_pipe_stops_at_a_bad_line_and_goes_on_when_it_is_mended(tmp_path: Path
     again = run(*shlex.split(hint[1])[1:], "--json", cwd=tmp_path, stdin="\n".join(good).encode())
     assert again.returncode == 0, again.stderr
     assert summary(again)["texts"] == 1500
-    assert len(list((tmp_path / "out").iterdir())) == 1
+    assert len(list(tmp_path.glob("out/j-*"))) == 1
 
 
 def test_bad_texts_end_with_exit_code_1_and_cost_nothing_else(tmp_path: Path) -> None:
@@ -265,7 +268,7 @@ def test_bad_texts_end_with_exit_code_1_and_cost_nothing_else(tmp_path: Path) ->
     again = run("embed", "in.jsonl", "--to", "out", "--json", cwd=tmp_path)
     assert again.returncode == 1
     retried = run("retry", summary(again)["uri"], "--on-overflow", "truncate", "--json", cwd=tmp_path)
-    assert retried.returncode == 0, retried.stderr
+    assert retried.returncode == 1, "three can do no better"
     assert (summary(retried)["texts"], summary(retried)["truncated"]) == (1, 1)
     rows = [json.loads(line) for line in run("results", summary(again)["uri"], cwd=tmp_path).stdout.splitlines()]
     assert {row["id"]: row["error"] for row in rows if row["error"]} == {
@@ -310,7 +313,7 @@ def test_refused_before_anything_is_queued(case: str, tmp_path: Path) -> None:
     for culprit in culprits:
         assert culprit in done.stderr
     assert "secret" not in done.stderr
-    assert not list(tmp_path.glob("out/*")), "nothing was written"
+    assert not list(tmp_path.glob("out/j-*")), "no job was made"
 
 
 def test_an_unknown_setting_is_named(tmp_path: Path) -> None:
