@@ -12,11 +12,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 from collect import collect
 from search import QUESTIONS, nearest
 
-from embedfleet import EmbedSettings, Fleet, Job
+from embedfleet import EmbedSettings
 from embedfleet.errors import EmbedfleetError
-from embedfleet.local import LocalFleet
-from embedfleet.progress import bar, say, summary_of
+from embedfleet.progress import bar, say
+from embedfleet.running import running
 from embedfleet.settings import load
+from embedfleet.store import open_store
 
 FOLDER = Path("build/demo")
 
@@ -29,14 +30,13 @@ def main() -> None:
     file = FOLDER / "docstrings.jsonl"
     file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     print(f"{len(records):,} docstrings; starting a fleet: an embedded Redis and a worker with vLLM …", flush=True)
-    with LocalFleet(load(), stores=(str(FOLDER),)) as local:
-        local.wait_ready()
-        with Fleet(**dict(local.settings)) as fleet:
-            begun = time.monotonic()
-            job = fleet.submit(records, settings=EmbedSettings(on_overflow="truncate"), to=str(FOLDER))
-            follow(job, local, len(records))
-            summary = summary_of(job, job.status(), time.monotonic() - begun)
-            questions = fleet.embed(QUESTIONS)
+    store = open_store(str(FOLDER), make=True)
+    settings = load().model_copy(update={"broker_url": None})  # a fleet of its own, whatever is configured
+    with running(settings, store) as run, bar(len(records), quiet=False) as shown:
+        begun = time.monotonic()
+        job = run.fleet.submit(records, settings=EmbedSettings(on_overflow="truncate"), to=store.uri)
+        summary = run.follow(job, begun, 0, shown)
+        questions = run.fleet.embed(QUESTIONS)
     for question, found in zip(QUESTIONS, nearest(str(FOLDER / job.id), questions), strict=True):
         print(f"\n{question}?")
         for name, score in found:
@@ -44,14 +44,6 @@ def main() -> None:
     print()
     say(summary, job, as_json=False)
     print(f"\nnext: .venv/bin/embedfleet embed {file} --to build/vectors --on-overflow truncate")
-
-
-def follow(job: Job, local: LocalFleet, total: int) -> None:
-    """Show the job until it is done; the worker is looked after meanwhile."""
-    with bar(total, quiet=False) as show:
-        for status in job.watch():
-            show(status)
-            local.check()
 
 
 if __name__ == "__main__":

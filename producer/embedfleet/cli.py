@@ -21,7 +21,7 @@ from embedfleet.contract import EmbedSettings, Overflow
 from embedfleet.errors import ConfigurationError
 from embedfleet.local import LocalFleet, worker_environment
 from embedfleet.options import embed_options, fleet_options
-from embedfleet.progress import bar
+from embedfleet.progress import bar, say
 from embedfleet.running import Source, command_line, done_before, exit_code, resumable, running
 from embedfleet.settings import FleetSettings
 from embedfleet.store import Store, canonical_uri, open_store
@@ -72,10 +72,13 @@ def embed(
     resolved = profiles.resolve(settings, fleet.model)
     source = Source(inputs, text_field, id_field, key, resolved, fleet, _store_uri(fleet, to))
     store = _store(fleet, to)
-    with running(fleet, store) as run, resumable(source.resume_hint()):
+    with running(fleet, store) as run, resumable(source.resume_hint()), bar(source.texts, quiet=quiet) as shown:
         before, begun = done_before(store, source.key), time.monotonic()
-        job = run.fleet.submit(run.supervised(source.records()), settings=settings, to=store.uri, key=source.key)
-        return run.follow(job, begun, before, total=source.texts, quiet=quiet, as_json=as_json)
+        records = run.supervised(source.records(), shown)
+        job = run.fleet.submit(records, settings=settings, to=store.uri, key=source.key)
+        summary = run.follow(job, begun, before, shown)
+    say(summary, job, as_json=as_json)
+    return exit_code(summary["state"], summary["errors"])
 
 
 @cli.command()
@@ -124,11 +127,11 @@ def status(job: str, as_json: bool, fleet: FleetSettings) -> None:
 @fleet_options
 def watch(job: str, quiet: bool, as_json: bool, fleet: FleetSettings) -> int:
     """Follow JOB until it is finished."""
-    with bar(None, quiet=quiet) as show:
+    with bar(None, quiet=quiet) as shown:
         for now in Fleet(**dict(fleet)).job(job).watch():
-            show(now)
+            shown.show(now)
     _say_status(now, as_json)
-    return exit_code(now)
+    return exit_code(now.state, now.totals.errors)
 
 
 @cli.command()
@@ -158,8 +161,10 @@ def retry(job: str, on_overflow: Overflow | None, quiet: bool, as_json: bool, fl
             click.echo("nothing to retry: no text failed that could do better (too_long: --on-overflow truncate)")
             return 1 if failed.errors_left() else 0
         before, begun = child.status().totals.texts, time.monotonic()
-        code = run.follow(child, begun, before, total=None, quiet=quiet, as_json=as_json)
-        return code or (1 if failed.errors_left() else 0)
+        with bar(None, quiet=quiet) as shown:
+            summary = run.follow(child, begun, before, shown)
+    say(summary, child, as_json=as_json)
+    return exit_code(summary["state"], summary["errors"] or failed.errors_left().total())
 
 
 @cli.command()

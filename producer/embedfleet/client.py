@@ -3,7 +3,7 @@
 import re
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,8 @@ class Fleet:
 
     def __init__(self, **settings: Any) -> None:
         self.settings: FleetSettings = load(**settings)
+        self.while_waiting: Callable[[], object] = lambda: None
+        """Called every second while ``submit`` waits because the queue is too deep."""
 
     @cached_property
     def broker(self) -> Broker:
@@ -66,6 +68,12 @@ class Fleet:
         Raises SettingsError, ConfigurationError and BrokerUnavailable before anything is queued; InputError
         at a record that can't be used and JobMismatch at the first difference from an earlier submit. A text
         that can't be embedded is that text's error in the results, never an exception.
+
+        >>> from embedfleet.testing import InMemoryFleet
+        >>> with InMemoryFleet() as fleet:
+        ...     job = fleet.submit([{"id": "a", "text": "what is a lease?", "lang": "en"}, ("b", "")], key="docs")
+        ...     job.wait().totals.texts, [(row["id"], row["error"]) for row in job.rows()]
+        (2, [('a', None), ('b', 'empty')])
         """
         return self._submit(records_of(records), settings or EmbedSettings(), to, key)
 
@@ -81,6 +89,11 @@ class Fleet:
         Overtakes bulk work at the queue, leaves no job folder, and is as durable as the broker. Raises
         TextError naming the positions of texts without a vector, WaitTimeout after ``timeout_s``,
         SettingsError, InputError and BrokerUnavailable.
+
+        >>> from embedfleet.testing import InMemoryFleet
+        >>> with InMemoryFleet() as fleet:
+        ...     fleet.embed(["what is a lease?", "what is a lane?"]).shape
+        (2, 384)
         """
         resolved = models.resolve(settings or EmbedSettings(), self.settings.model)
         _check_embed(texts)
@@ -106,7 +119,7 @@ class Fleet:
 
     def republish(self, job: Job) -> None:
         """Publish again every batch of a job that has no part: after a crash lost messages. A duplicate is harmless."""
-        publish_missing(job.folder, _Publisher(self.broker, self._queue(job.spec.settings, "bulk")))
+        publish_missing(job.folder, self._publisher(job.spec.settings))
 
     def workers(self, model: str | None = None) -> list[str]:
         """Names of the workers of a model that are running, as far as they lately said so."""
@@ -145,8 +158,11 @@ class Fleet:
             synthetic=self.settings.engine == "synthetic",
             batching=Batching(),
         )
-        submit(folder, spec, records, _Publisher(self.broker, self._queue(resolved, "bulk")))
+        submit(folder, spec, records, self._publisher(resolved))
         return self._handle(folder)
+
+    def _publisher(self, settings: EmbedSettings) -> "_Publisher":
+        return _Publisher(self.broker, self._queue(settings, "bulk"), self.while_waiting)
 
     def _queue(self, settings: EmbedSettings, lane: str) -> str:
         return self.broker.queue(settings.model or self.settings.model, lane)
@@ -168,14 +184,16 @@ class Fleet:
 class _Publisher:
     """Publishes to one queue and slows down while it is too deep."""
 
-    def __init__(self, broker: Broker, queue: str) -> None:
+    def __init__(self, broker: Broker, queue: str, while_waiting: Callable[[], object]) -> None:
         self._broker = broker
         self._queue = queue
+        self._while_waiting = while_waiting
         self._count = 0
 
     def __call__(self, message: Batch) -> None:
         if self._count % _DEPTH_EVERY == 0:
             while self._broker.depth(self._queue) > MAX_QUEUE_DEPTH:
+                self._while_waiting()
                 time.sleep(_DEPTH_WAIT_S)
         self._count += 1
         self._broker.publish(message, self._queue)

@@ -1,5 +1,6 @@
 """The entry point of the command line: what becomes of its errors. Not the commands (cli.py)."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -20,7 +21,8 @@ def main() -> None:
         # Not cli.main, which turns a closed stdout into exit code 1.
         with cli.make_context("embedfleet", sys.argv[1:]) as context:
             code = cli.invoke(context)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except click.exceptions.Exit as exc:  # --help, --version
         code = exc.exit_code
     except click.ClickException as exc:
@@ -38,7 +40,15 @@ def main() -> None:
     except OSError as exc:
         code = _complain(f"the output can't be written ({exc.strerror}).", _EXIT_UNFINISHED)
         _forget_stdout()
-    sys.exit(code or 0)
+    _leave(code or 0)
+
+
+def _leave(code: int) -> None:
+    """End now. While the interpreter took itself down, one of Arrow's threads once aborted a command that was done."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none at all
+            stream.flush()
+    os._exit(code)
 
 
 def _forget_stdout() -> None:

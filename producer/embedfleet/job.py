@@ -61,7 +61,20 @@ class _Seen:
 
 
 class Job:
-    """One job. Get it from ``Fleet.submit`` or ``Fleet.job``."""
+    """One job. Get it from ``Fleet.submit`` or ``Fleet.job``. Thread-safe.
+
+    >>> from embedfleet.testing import InMemoryFleet
+    >>> with InMemoryFleet() as fleet:
+    ...     job = fleet.submit(["a text", "word " * 2000])
+    ...     status = job.wait(timeout_s=10)
+    ...     status.state, status.totals.errors, job.error_counts()["too_long"]
+    ...     job.results().to_table(columns=["id", "truncated"]).num_rows
+    ...     child = job.retry(on_overflow="truncate")
+    ...     [row["error"] for row in job.rows()]
+    ('done', 1, 1)
+    2
+    [None, None]
+    """
 
     def __init__(self, folder: JobFolder, resubmit: Resubmit) -> None:
         self.folder = folder

@@ -3,50 +3,68 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from embedfleet.job import Job, JobStatus
 
-Show = Callable[[JobStatus], None]
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+class Bar:
+    """What is drawn; without ``progress`` nothing is."""
+
+    def __init__(self, progress: "Progress | None" = None, total: int | None = None) -> None:
+        self._progress = progress
+        self._total = total
+        self._first: tuple[float, int] | None = None
+        self._task = progress.add_task("", total=total, rate=0.0, cached=0, errors=0) if progress else None
+
+    def queued(self, texts: int) -> None:
+        """So many texts were handed to the queue; none is counted as done yet."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, description=f"{texts:,} queued ·")
+
+    def show(self, status: JobStatus) -> None:
+        """Where the job is. The rate is that since the first status."""
+        if self._progress is None or self._task is None:
+            return
+        totals, now = status.totals, time.monotonic()
+        self._first = self._first or (now, totals.texts)
+        begun, before = self._first
+        self._progress.update(
+            self._task,
+            description="",
+            total=status.texts or self._total,
+            completed=totals.texts,
+            rate=(totals.texts - before) / max(now - begun, 0.001),
+            cached=totals.cached,
+            errors=totals.errors,
+        )
 
 
 @contextmanager
-def bar(total: int | None, *, quiet: bool) -> Iterator[Show]:
-    """A function that shows a status; it shows nothing when stderr is no terminal, or with ``quiet``."""
+def bar(total: int | None, *, quiet: bool) -> Iterator[Bar]:
+    """A bar on stderr; an invisible one when that is no terminal, or with ``quiet``."""
     if quiet or sys.stderr is None or not sys.stderr.isatty():
-        yield lambda _: None
+        yield Bar()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
+        TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]:,.0f} texts/s · {task.fields[cached]} cached · {task.fields[errors]} errors ·"),
         TimeRemainingColumn(),
     )
-    first: list[tuple[float, int]] = []
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=total, rate=0.0, cached=0, errors=0)
-
-        def show(status: JobStatus) -> None:
-            totals, now = status.totals, time.monotonic()
-            begun, before = (first or [(now, totals.texts)])[0]
-            first[:] = [(begun, before)]
-            progress.update(
-                task,
-                total=status.texts or total,
-                completed=totals.texts,
-                rate=(totals.texts - before) / max(now - begun, 0.001),
-                cached=totals.cached,
-                errors=totals.errors,
-            )
-
-        yield show
+        yield Bar(progress, total)
 
 
 def summary_of(job: Job, status: JobStatus, seconds: float, before: int = 0) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import chain
+from typing import Any
 
 import click
 
@@ -16,7 +17,7 @@ from embedfleet import inputs, progress
 from embedfleet.client import Fleet
 from embedfleet.contract import EmbedSettings
 from embedfleet.errors import InputError, Retryable
-from embedfleet.job import Job, JobStatus
+from embedfleet.job import Job, JobStatus, State
 from embedfleet.jobfolder import JobFolder, job_id_of
 from embedfleet.local import LocalFleet
 from embedfleet.records import Record
@@ -26,11 +27,11 @@ from embedfleet.store import Store
 _CHECK_EVERY = 512  # records between two looks at the local worker
 
 
-def exit_code(status: JobStatus) -> int:
+def exit_code(state: State, errors: int) -> int:
     """What a command ends with for a job that is finished: 3 cancelled, 1 some texts have errors, 0 none has."""
-    if status.state == "cancelled":
+    if state == "cancelled":
         return 3
-    return 1 if status.totals.errors else 0
+    return 1 if errors else 0
 
 
 class Unfinished(Exception):
@@ -113,41 +114,46 @@ class Run:
 
     def __init__(self, fleet: Fleet, local: LocalFleet | None) -> None:
         self.fleet = fleet
+        self.fleet.while_waiting = self._check
         self._local = local
         self._done = 0
 
-    def supervised(self, records: Iterable[Record]) -> Iterator[Record]:
-        """The records, with a look at the local worker now and then."""
+    def supervised(self, records: Iterable[Record], bar: progress.Bar) -> Iterator[Record]:
+        """The records, with a look at the bar and the local worker now and then."""
         for number, record in enumerate(records):
-            if self._local is not None and number % _CHECK_EVERY == 0:
-                self._local.check()
+            if number % _CHECK_EVERY == 0:
+                bar.queued(number)
+                self._check()
             yield record
 
-    def follow(self, job: Job, begun: float, before: int, *, total: int | None, quiet: bool, as_json: bool) -> int:
-        """Show the job until it is finished, say what came of it; the exit code.
+    def follow(self, job: Job, begun: float, before: int, bar: progress.Bar) -> dict[str, Any]:
+        """Show the job until it is finished; the summary.
 
         ``before``: texts that had an outcome when the clock ``begun`` started.
         """
         if self._local is None:
             self._say_if_alone(job)
-        with progress.bar(total, quiet=quiet) as show:
-            for status in job.watch():
-                show(status)
-                self._supervise(job, status)
-        summary = progress.summary_of(job, status, time.monotonic() - begun, before)
-        progress.say(summary, job, as_json=as_json)
-        return exit_code(status)
+        for status in job.watch():
+            bar.show(status)
+            self._supervise(job, status)
+        return progress.summary_of(job, status, time.monotonic() - begun, before)
 
     def _supervise(self, job: Job, status: JobStatus) -> None:
         if self._local is None or status.finished:
             return
-        for line in self._local.warnings():
-            click.echo(f"worker: {line}", err=True)
         if status.batches_done > self._done:
             self._local.progressed()
         self._done = status.batches_done
-        if self._local.check():
+        if self._check():
             self.fleet.republish(job)  # now, rather than when the dead worker's leases end
+
+    def _check(self) -> bool:
+        """Whether the local worker had died; what it complains of is said."""
+        if self._local is None:
+            return False
+        for line in self._local.warnings():
+            click.echo(f"worker: {line}", err=True)
+        return self._local.check()
 
     def _say_if_alone(self, job: Job) -> None:
         model = job.spec.settings.model
