@@ -7,7 +7,7 @@ the message, and with an engine busy in the same process that is not rare. Renew
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from queue import Empty
 from typing import Any
@@ -72,6 +72,12 @@ class QoS(redis.QoS):  # type: ignore[misc]
         with _told(), self.channel.conn_or_acquire() as client:
             ends = time.time() - self.visibility_timeout + _GIVEN_BACK_S
             client.zadd(self.unacked_index_key, {delivery_tag: ends}, xx=True)
+
+
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        """Bring back messages whose lease ended; a server that refuses is asked again in a second."""
+        with suppress(ResponseError):
+            super().restore_visible(*args, **kwargs)
 
 
 @contextmanager
