@@ -215,6 +215,7 @@ def test_a_bucket_is_refused_in_a_forked_child(monkeypatch: pytest.MonkeyPatch) 
         S3("s3://vectors/a").get("b")
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12, of any fork where there are threads
 def test_a_folder_works_in_a_forked_child(store: Folder) -> None:
     store.create("a", b"1")
     with ProcessPoolExecutor(1, get_context("fork")) as pool:

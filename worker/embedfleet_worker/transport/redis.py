@@ -73,7 +73,6 @@ class QoS(redis.QoS):  # type: ignore[misc]
             ends = time.time() - self.visibility_timeout + _GIVEN_BACK_S
             client.zadd(self.unacked_index_key, {delivery_tag: ends}, xx=True)
 
-
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
         """Bring back messages whose lease ended; a server that refuses is asked again in a second."""
         with suppress(ResponseError):
