@@ -201,6 +201,23 @@ def full(server: RedisServer, yes: bool) -> None:
     server.client.config_set("maxmemory", 1 if yes else 0)
 
 
+def test_what_is_given_back_comes_again_in_a_moment(taker: Taker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at once, so that it can't spin; and not at the end of a whole lease."""
+    monkeypatch.setattr(transport, "_GIVEN_BACK_S", 0.5)
+    taker.publish("first", "a1")
+    taker.take(1)
+    taker.taken.pop().requeue()
+    assert taker.channel.qos.can_consume()
+
+    def is_back() -> bool:
+        taker.channel.qos.restore_visible(interval=1)
+        return bool(taker.channel.client.llen("first"))
+
+    assert not is_back()
+    wait_until(is_back, "the message", timeout_s=5)
+    assert taker.take(1) == ["a1"]
+
+
 @pytest.mark.parametrize("state", [replica, full])
 def test_a_server_that_refuses_for_a_while_ends_nothing(
     server: RedisServer, taker: Taker, monkeypatch: pytest.MonkeyPatch, state: Callable[[RedisServer, bool], None]
