@@ -16,7 +16,8 @@ _EXIT_USAGE, _EXIT_UNFINISHED = 2, 3
 
 def main() -> None:
     """Entry point: errors become one message on stderr and an exit code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _interrupt)
     try:
         # Not cli.main, which turns a closed stdout into exit code 1.
         with cli.make_context("embedfleet", sys.argv[1:]) as context:
@@ -41,6 +42,13 @@ def main() -> None:
         code = _complain(f"the output can't be written ({exc.strerror}).", _EXIT_UNFINISHED)
         _forget_stdout()
     _leave(code or 0)
+
+
+def _interrupt(*_: object) -> None:
+    """Stop, once: it takes seconds, and who presses again shall not lose the hint of how to go on."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _leave(code: int) -> None:

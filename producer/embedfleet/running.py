@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import signal
 import sys
 import time
 import uuid
@@ -101,9 +100,6 @@ def resumable(hint: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        # Stopping takes seconds at most; who presses again shall not be left without the hint, nor with leftovers.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Unfinished(f"stopped; nothing that was done is lost. {hint}") from None
     except (InputError, Retryable) as exc:
         raise Unfinished(f"{exc} {hint}") from None

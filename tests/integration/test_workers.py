@@ -24,9 +24,9 @@ runpy.run_module("embedfleet_worker", run_name="__main__")
 
 def test_a_batch_longer_than_its_lease_is_started_once(redis_url: str, tmp_path: Path) -> None:
     """The heartbeat renews; else the second worker would take it again and again."""
-    settings = {"broker_url": redis_url, "store": tmp_path / "store", "lease_s": 1, "synthetic_texts_per_s": 100}
+    settings = {"broker_url": redis_url, "store": tmp_path / "store", "lease_s": 3, "synthetic_texts_per_s": 50}
     with Fleet(engine="synthetic", **{name: str(value) for name, value in settings.items()}) as fleet:
-        job = fleet.submit(f"text {n}" for n in range(400))  # four seconds
+        job = fleet.submit(f"text {n}" for n in range(400))  # eight seconds
         workers = [start("worker", cwd=tmp_path, **settings) for _ in range(2)]
         try:
             assert job.wait(timeout_s=60).state == "done"
@@ -62,11 +62,14 @@ def test_a_broken_engine_ends_its_process_and_another_does_the_work(
 
 def test_a_local_worker_that_dies_again_and_again_ends_the_command(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
-        "import os, sys, threading\n"
+        "import glob, os, sys, threading, time\n"
+        "def die():\n"
+        "    while not glob.glob('out/*/input/*'):\n"
+        "        time.sleep(0.1)\n"
+        "    time.sleep(1)\n"
+        "    os._exit(70)\n"
         "if 'embedfleet_worker' in sys.orig_argv:\n"
-        "    timer = threading.Timer(3, os._exit, (70,))\n"
-        "    timer.daemon = True\n"
-        "    timer.start()\n"
+        "    threading.Thread(target=die, daemon=True).start()\n"
     )
     (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(1000)))
     done = subprocess.run(
