@@ -22,7 +22,7 @@ from embedfleet.errors import ConfigurationError
 from embedfleet.local import LocalFleet, worker_environment
 from embedfleet.options import embed_options, fleet_options
 from embedfleet.progress import bar, say
-from embedfleet.running import Source, command_line, done_before, exit_code, resumable, running
+from embedfleet.running import Source, command_line, exit_code, resumable, running
 from embedfleet.settings import FleetSettings
 from embedfleet.store import Store, canonical_uri, open_store
 
@@ -73,7 +73,7 @@ def embed(
     source = Source(inputs, text_field, id_field, key, resolved, fleet, _store_uri(fleet, to))
     store = _store(fleet, to)
     with running(fleet, store) as run, resumable(source.resume_hint()), bar(source.texts, quiet=quiet) as shown:
-        before, begun = done_before(store, source.key), time.monotonic()
+        before, begun = run.done_before(store, source.key), time.monotonic()
         records = run.supervised(source.records(), shown)
         job = run.fleet.submit(records, settings=settings, to=store.uri, key=source.key)
         summary = run.follow(job, begun, before, shown)

@@ -38,8 +38,9 @@ def main() -> None:
     except BrokenPipeError:  # embedfleet results … | head
         code = 0
         _forget_stdout()
-    except OSError as exc:
-        code = _complain(f"the output can't be written ({exc.strerror}).", _EXIT_UNFINISHED)
+    except OSError as exc:  # of a file it has the name, of a stream none
+        what = f"{exc.filename}: it failed" if exc.filename else "the output can't be written"
+        code = _complain(f"{what} ({exc.strerror or exc}).", _EXIT_UNFINISHED)
         _forget_stdout()
     _leave(code or 0)
 
@@ -61,7 +62,8 @@ def _leave(code: int) -> None:
 
 def _forget_stdout() -> None:
     """What is left in its buffer would fail once more at the end of the process."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(message: object, code: int) -> int:

@@ -15,9 +15,9 @@ import click
 from embedfleet import inputs, progress
 from embedfleet.client import Fleet
 from embedfleet.contract import EmbedSettings
-from embedfleet.errors import InputError, Retryable
+from embedfleet.errors import InputError, NotFound, Retryable
 from embedfleet.job import Job, JobStatus, State
-from embedfleet.jobfolder import JobFolder, job_id_of
+from embedfleet.jobfolder import job_id_of
 from embedfleet.local import LocalFleet
 from embedfleet.records import Record
 from embedfleet.settings import FleetSettings, mask
@@ -88,12 +88,6 @@ def command_line() -> str:
     return shlex.join(words)
 
 
-def done_before(store: Store, key: str) -> int:
-    """Texts of a key's job that have an outcome already."""
-    folder = JobFolder(store, job_id_of(key))
-    return sum(folder.part_info(number).totals.texts for number in folder.parts()) if folder.exists() else 0
-
-
 @contextmanager
 def resumable(hint: str) -> Iterator[None]:
     """Inside, a job exists: what stops it is Unfinished, with the hint."""
@@ -113,6 +107,13 @@ class Run:
         self.fleet.while_waiting = self._check
         self._local = local
         self._done = 0
+
+    def done_before(self, store: Store, key: str) -> int:
+        """Texts of a key's job that have an outcome already; 0 if there is no such job."""
+        try:
+            return self.fleet.job(f"{store.uri}/{job_id_of(key)}").status().totals.texts
+        except NotFound:
+            return 0
 
     def supervised(self, records: Iterable[Record], bar: progress.Bar) -> Iterator[Record]:
         """The records, with a look at the bar and the local worker now and then."""

@@ -1,9 +1,12 @@
 """The store on S3: what a folder promises holds there too, on moto; signatures are checked by rclone's server."""
 
 import json
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import duckdb
@@ -15,6 +18,7 @@ from embedfleet.local import LocalFleet
 from embedfleet.store import Store, open_store
 from tests import aws
 from tests.integration.command import run, start, summary, write_jsonl
+from tests.waiting import wait_until
 
 URI = f"s3://{aws.BUCKET}/team/a"
 
@@ -153,6 +157,30 @@ def test_a_server_that_does_not_answer_is_named_in_bounded_time(monkeypatch: pyt
     set_environment("http://127.0.0.1:1", monkeypatch)
     with pytest.raises(StoreUnavailable, match=r"store s3://vectors: it can't be written"):
         open_store("s3://vectors").check_writable()
+
+
+def ended(child: int) -> str | None:
+    """Its exit code, when it has one."""
+    pid, status = os.waitpid(child, os.WNOHANG)
+    return str(os.waitstatus_to_exitcode(status)) if pid else None
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12, of any fork where there are threads
+def test_a_forked_child_is_told_instead_of_hanging(moto_store: Store) -> None:
+    moto_store.create("a", b"1")
+    child = os.fork()
+    if child == 0:
+        try:
+            moto_store.get("a")
+        except ConfigurationError as exc:
+            os._exit(7 if "this process was forked" in str(exc) else 1)
+        os._exit(0)
+    try:
+        status = wait_until(lambda: ended(child), "the child, which must not hang", timeout_s=10)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+    assert status == "7"
 
 
 # A job

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from embedfleet import EmbedSettings, Fleet
@@ -51,6 +52,8 @@ def test_a_broken_engine_ends_its_process_and_another_does_the_work(
         assert broken.returncode == 70, log.decode()
         assert b"engine: a step failed" in log
         assert b"secret" not in log
+        held = fleet.broker.redis.zrangebyscore("unacked_index", time.time() - 5 + 2.5, "+inf")
+        assert held == [], "what it held was given back: its lease ends in two seconds at most, not in five"
         worker = subprocess.Popen([EMBEDFLEET, "worker"], env=variables, stderr=subprocess.PIPE)
         try:
             status = job.wait(timeout_s=120)
@@ -62,20 +65,16 @@ def test_a_broken_engine_ends_its_process_and_another_does_the_work(
 
 def test_a_local_worker_that_dies_again_and_again_ends_the_command(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
-        "import glob, os, sys, threading, time\n"
-        "def die():\n"
-        "    while not glob.glob('out/*/input/*'):\n"
-        "        time.sleep(0.1)\n"
-        "    time.sleep(1)\n"
-        "    os._exit(70)\n"
+        "import os, sys\n"
         "if 'embedfleet_worker' in sys.orig_argv:\n"
-        "    threading.Thread(target=die, daemon=True).start()\n"
+        "    from embedfleet_worker.engine.synthetic import SyntheticEngine\n"
+        "    SyntheticEngine._embed = lambda *_: os._exit(70)\n"
     )
     (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(1000)))
     done = subprocess.run(
         [EMBEDFLEET, "embed", "in.jsonl", "--to", "out"],
         cwd=tmp_path,
-        env={**environment(engine="synthetic", synthetic_texts_per_s=20), "PYTHONPATH": str(tmp_path)},
+        env={**environment(engine="synthetic"), "PYTHONPATH": str(tmp_path)},
         capture_output=True,
         timeout=120,
     )

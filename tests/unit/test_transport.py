@@ -218,6 +218,24 @@ def test_what_is_given_back_comes_again_in_a_moment(taker: Taker, monkeypatch: p
     assert taker.take(1) == ["a1"]
 
 
+def test_poison_that_can_not_be_set_aside_yet_is_set_aside_when_it_comes_again(
+    server: RedisServer, taker: Taker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the memory limit it stays leased; nothing ends."""
+    monkeypatch.setattr(transport, "_REFUSED_S", 0.01)
+    server.client.lpush("first", json.dumps({**envelope(taker), "content-type": "application/x-python-serialize"}))
+    full(server, True)
+    for _ in range(3):
+        with suppress(TimeoutError):
+            taker.connection.drain_events(timeout=0.2)
+    [tag] = server.client.zrange("unacked_index", 0, -1)
+    full(server, False)
+    taker.channel.qos.restore_by_tag(tag.decode())
+    taker.publish("first", "a1")
+    assert taker.take(1) == ["a1"]
+    assert server.client.llen("unacked-quarantine") == 1
+
+
 @pytest.mark.parametrize("state", [replica, full])
 def test_a_server_that_refuses_for_a_while_ends_nothing(
     server: RedisServer, taker: Taker, monkeypatch: pytest.MonkeyPatch, state: Callable[[RedisServer, bool], None]

@@ -146,10 +146,10 @@ class Channel(redis.Channel):  # type: ignore[misc]
         return True
 
     def _set_aside(self, message: bytes, tag: str) -> None:
-        """Out of the leases, into the quarantine, for a person to look at."""
+        """Out of the leases, into the quarantine, for a person to look at; where Redis refuses, when it comes again."""
         if tag in self.qos._delivered:
             virtual.QoS.ack(self.qos, tag)
-        with self.conn_or_acquire() as client, client.pipeline() as pipe:
+        with suppress(ResponseError), self.conn_or_acquire() as client, client.pipeline() as pipe:
             pipe.lpush(self._quarantine, message)
             pipe.zrem(self.unacked_index_key, tag).hdel(self.unacked_key, tag).execute()
 
