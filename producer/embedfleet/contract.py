@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from embedfleet.destinations import NAME, Destination
 from embedfleet.errors import ContractError
 
 SCHEMA_VERSION = 1
@@ -19,6 +20,8 @@ TASK_EMBED = "embedfleet.embed"
 """Celery task name of a :class:`Batch` message."""
 TASK_ANSWER = "embedfleet.answer"
 """Celery task name of a :class:`Request` message."""
+TASK_DELIVER = "embedfleet.deliver"
+"""Celery task name of a :class:`Delivery` message."""
 
 InputType = Literal["document", "query"]
 Encoding = Literal["float32", "float16"]
@@ -112,6 +115,16 @@ class Request(Document):
     expires_at: float = Field(description="Unix time in s on the broker's clock after which nobody waits.")
 
 
+class Delivery(Document):
+    """A message: one part for one destination, both by reference."""
+
+    to: str = Field(description="URI of the store that holds the job folder.")
+    job: str = Field(pattern=JOB_ID)
+    batch: int = Field(ge=0, le=99_999_999)
+    destination: str = Field(pattern=NAME, description="Name; what it is, the job folder says.")
+    since: float = Field(description="Unix time in s of the hand-over: the older, the longer until the next try.")
+
+
 class Batching(BaseModel):
     """Budgets of one batch. A single text over a budget travels alone."""
 
@@ -120,6 +133,18 @@ class Batching(BaseModel):
     max_texts: int = Field(default=512, ge=1, le=100_000)
     max_tokens: int = Field(default=65_536, ge=1, description="Estimated.")
     max_bytes: int = Field(default=4 * 1024 * 1024, ge=1, description="UTF-8 bytes of ids, texts and columns.")
+
+
+class Inline(BaseModel):
+    """The input of a job of one batch that is small enough for ``job.json`` (``Fleet.enqueue``)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ids: list[str]
+    texts: list[str | None]
+    sha256: str = Field(description="As an input file's: over ids and texts.")
+    tokens: int = Field(ge=0, description="Estimated.")
+    rejected: dict[int, tuple[ErrorCode, str]] = Field(description="By row: texts that can't be stored, and why.")
 
 
 class JobSpec(Document):
@@ -134,6 +159,11 @@ class JobSpec(Document):
     revision: str | None = Field(default=None, description="Of the model; a worker of another one refuses the job.")
     synthetic: bool = Field(default=False, description="Whether the synthetic engine is wanted; no other will do.")
     batching: Batching
+    # What is not used is not written: a worker that does not know it goes on with the jobs that don't need it.
+    deliver_to: tuple[Destination, ...] = Field(default=(), exclude_if=lambda value: not value)
+    inline: Inline | None = Field(
+        default=None, exclude_if=lambda value: value is None, description="The texts, where there are no input files."
+    )
 
 
 class Sealed(Document):
@@ -142,6 +172,23 @@ class Sealed(Document):
     batches: int = Field(ge=0)
     texts: int = Field(ge=0)
     fingerprint: str = Field(description="SHA-256 over the batches' hashes, in order.")
+
+
+class AddedDestination(Document):
+    """``destinations/<name>.json``: a destination that was given to a job after it was submitted."""
+
+    destination: Destination
+
+
+class Receipt(Document):
+    """``deliveries/<destination>/00000000.json``: how the delivery of a part ended. May be written again."""
+
+    job: str
+    batch: int
+    destination: str
+    state: Literal["confirmed", "dead"]
+    detail: str = Field(description="What was done, or why it can't be.")
+    at: str = Field(description="UTC, ISO 8601.")
 
 
 class Totals(BaseModel):

@@ -4,7 +4,8 @@
     ├── Retryable                 the same call may succeed later
     │   ├── BrokerUnavailable
     │   ├── StoreUnavailable
-    │   └── EngineUnavailable
+    │   ├── EngineUnavailable
+    │   └── DestinationUnavailable
     ├── Permanent                 the same call will fail again
     │   ├── ConfigurationError    a setting of this fleet
     │   │   └── ModelDoesNotFit
@@ -17,6 +18,7 @@
     │   ├── NotFinished           the job still runs
     │   ├── JobMismatch           submitted again, with something else
     │   ├── StoreNotAllowed       a store outside EMBEDFLEET_ALLOWED_STORES
+    │   ├── DestinationRefused    a destination that will never take it
     │   └── TextError             texts that have no vector (Fleet.embed)
     └── WaitTimeout               what was waited for is still going on
 
@@ -44,6 +46,14 @@ class StoreUnavailable(Retryable):
 
 class EngineUnavailable(Retryable):
     """The engine stopped; another worker can do the work."""
+
+
+class DestinationUnavailable(Retryable):
+    """A webhook's receiver or a vector store did not take it this time. ``retry_after_s``: when it asked for."""
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class Permanent(EmbedfleetError):
@@ -92,6 +102,10 @@ class JobMismatch(Permanent):
 
 class StoreNotAllowed(Permanent):
     """The store is not among the allowed ones."""
+
+
+class DestinationRefused(Permanent):
+    """The destination is not allowed, gone, or can't hold the vectors."""
 
 
 class TextError(Permanent):

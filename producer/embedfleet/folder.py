@@ -7,7 +7,7 @@ create-once, killed in the middle, leaves ``name#1`` behind, on which readers of
 import os
 import stat
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,9 +61,16 @@ class Folder(Store):
 
     def create(self, path: str, data: bytes) -> None:
         """Write a file that must not be there yet, whole or not at all."""
+        self._write(path, data, _link)
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Write a file, whole or not at all."""
+        self._write(path, data, Path.replace)
+
+    def _write(self, path: str, data: bytes, put: Callable[[Path, Path], object]) -> None:
         try:
             with self._file(path) as target:
-                self._create_file(target, data)
+                self._write_file(target, data, put)
         except NotFound as exc:  # a folder that vanished meanwhile, not a missing object
             raise StoreUnavailable(str(exc)) from None
 
@@ -107,23 +114,34 @@ class Folder(Store):
     def _is_there(self) -> bool:
         return (self.folder / MARKER).is_file()
 
-    def _create_file(self, target: Path, data: bytes) -> None:
-        """Written in full under a hidden name, which readers leave out, then linked: there is never half an object."""
+    def _write_file(self, target: Path, data: bytes, put: Callable[[Path, Path], object]) -> None:
+        """Written in full under a hidden name, which readers leave out, then put in place: never half an object."""
         if not self._is_there():
             raise FileNotFoundError("no such store")
-        made = not target.parent.is_dir()
-        target.parent.mkdir(exist_ok=True)  # without its parents: a part goes to a job that is there
+        made = self._make_folders(target.parent)
         hidden = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         try:
             with hidden.open("xb") as stream:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())  # the commit point must not come back empty after a power cut
-            _link(hidden, target)
-            for folder in [target.parent, *([target.parent.parent] if made else [])]:
+            put(hidden, target)
+            for folder in [target.parent, *(new.parent for new in made)]:
                 _sync_folder(folder)
         finally:
             hidden.unlink(missing_ok=True)
+
+    def _make_folders(self, folder: Path) -> list[Path]:
+        """Make what is missing of them, but no job's folder below which something lies: a part goes to a job."""
+        missing = []
+        while not folder.is_dir():
+            missing.append(folder)
+            folder = folder.parent
+        if folder == self.folder and len(missing) > 1:
+            raise FileNotFoundError("no such job")
+        for new in reversed(missing):
+            new.mkdir(exist_ok=True)
+        return missing
 
 
 def _files_below(folder: Path, prefix: str = "") -> Iterator[str]:

@@ -81,7 +81,6 @@ class Job:
         self._resubmit = resubmit
         self._seen = _Seen()
         self._sealed: Sealed | None = None
-        self._spec: JobSpec | None = None
         self._closed = False
         self._lock = threading.Lock()  # a part is counted once, whoever else looks
 
@@ -101,9 +100,7 @@ class Job:
     @property
     def spec(self) -> JobSpec:
         """``job.json``. Raises NotFound."""
-        if self._spec is None:
-            self._spec = self.folder.spec()
-        return self._spec
+        return self.folder.spec()
 
     def status(self) -> JobStatus:
         """Where the job is, from its folder. Whoever first sees every part writes the manifest. Raises NotFound."""

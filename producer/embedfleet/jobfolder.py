@@ -4,10 +4,12 @@ import hashlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from embedfleet.contract import JobSpec, Manifest, Sealed, Totals
+from embedfleet.contract import AddedDestination, Inline, JobSpec, Manifest, Receipt, Sealed, Totals
+from embedfleet.destinations import Target
 from embedfleet.errors import AlreadyExists, NotFound
+from embedfleet.records import Record
 from embedfleet.store import Store
-from embedfleet.tables import PartInfo, read_part_info
+from embedfleet.tables import Input, InputInfo, PartInfo, read_input, read_input_info, read_part_info, read_records
 
 
 def job_id_of(key: str) -> str:
@@ -26,6 +28,7 @@ class JobFolder:
         self.store = store
         self.job = job
         self.uri = f"{store.uri}/{job}"
+        self._spec: JobSpec | None = None
 
     def path(self, name: str) -> str:
         """Path of a file of this folder in its store."""
@@ -40,19 +43,24 @@ class JobFolder:
         return self.path(f"parts/{batch:08d}.parquet")
 
     def spec(self) -> JobSpec:
-        """``job.json``. Raises NotFound or ContractError."""
-        path = self.path("job.json")
-        try:
-            return JobSpec.loads(self.store.get(path), f"{self.store.uri}/{path}")
-        except NotFound:
-            raise NotFound(f"job {self.job}: there is none in {self.store.uri}.") from None
+        """``job.json``, which never changes and is read once. Raises NotFound or ContractError."""
+        if self._spec is None:
+            path = self.path("job.json")
+            try:
+                self._spec = JobSpec.loads(self.store.get(path), f"{self.store.uri}/{path}")
+            except NotFound:
+                raise NotFound(f"job {self.job}: there is none in {self.store.uri}.") from None
+        return self._spec
 
     def exists(self) -> bool:
         """Whether the folder holds a job."""
         return self.store.exists(self.path("job.json"))
 
     def sealed(self) -> Sealed | None:
-        """``sealed.json``, or None while the producer is not done."""
+        """``sealed.json``, or None while the producer is not done. A job with its texts in job.json is born sealed."""
+        inline = self._inline()
+        if inline is not None:
+            return Sealed(batches=1, texts=len(inline.ids), fingerprint=inline.sha256)
         path = self.path("sealed.json")
         try:
             return Sealed.loads(self.store.get(path), f"{self.store.uri}/{path}")
@@ -81,7 +89,32 @@ class JobFolder:
 
     def inputs(self) -> list[int]:
         """Numbers of the batches whose input is there."""
-        return list(self._numbers("input", -1))
+        return list(self._numbers("input", -1)) or ([0] if self._inline() else [])
+
+    def input(self, batch: int) -> Input:
+        """What a worker reads of a batch. Raises NotFound or ContractError."""
+        inline = self._inline()
+        if inline is not None:
+            info = InputInfo(sha256=inline.sha256, tokens=inline.tokens, rejected=inline.rejected)
+            return Input(inline.ids, inline.texts, info)
+        path = self.input_path(batch)
+        return read_input(self.store.get(path), path)
+
+    def input_info(self, batch: int) -> tuple[InputInfo, int]:
+        """An input's metadata and its number of texts, without reading the texts of a file."""
+        if self._inline() is not None:
+            given = self.input(batch)
+            return given.info, len(given.ids)
+        path = self.input_path(batch)
+        return read_input_info(lambda size: self.store.tail(path, size), f"{self.store.uri}/{path}")
+
+    def records(self, batch: int) -> list[Record]:
+        """A batch's input as the records it was made of."""
+        inline = self._inline()
+        if inline is not None:
+            return [Record(record_id, text) for record_id, text in zip(inline.ids, inline.texts, strict=True)]
+        path = self.input_path(batch)
+        return read_records(self.store.get(path), path)
 
     def parts(self, after: int = -1) -> Iterator[int]:
         """Numbers of the committed batches behind ``after``, in order."""
@@ -91,6 +124,42 @@ class JobFolder:
         """A part's metadata, without reading its vectors."""
         path = self.part_path(batch)
         return read_part_info(lambda size: self.store.tail(path, size), f"{self.store.uri}/{path}")
+
+    def destinations(self) -> list[Target]:
+        """Where the parts go: what job.json says, and what was added later. Each once."""
+        added = self.store.paths(self.path("destinations"))
+        found = [*self.spec().deliver_to, *(self._added(path) for path in added)]
+        return list({destination.name: destination for destination in found}.values())
+
+    def destination(self, name: str) -> Target:
+        """The destination of this name. Raises NotFound: a message alone sends nothing anywhere."""
+        for destination in self.spec().deliver_to:
+            if destination.name == name:
+                return destination
+        return self._added(self.path(f"destinations/{name}.json"))
+
+    def add_destination(self, destination: Target) -> None:
+        """Have the parts go there too. Harmless if they do already."""
+        if destination not in self.spec().deliver_to:
+            document = AddedDestination(destination=destination)
+            self.write_once(f"destinations/{destination.name}.json", document.dumps())
+
+    def receipts(self, destination: str, after: int = -1) -> Iterator[int]:
+        """Numbers of the batches behind ``after`` whose delivery has ended, in order."""
+        return self._numbers(f"deliveries/{destination}", after, ".json")
+
+    def receipt(self, destination: str, batch: int) -> Receipt | None:
+        """How a delivery ended, or None while it has not."""
+        path = self.path(f"deliveries/{destination}/{batch:08d}.json")
+        try:
+            return Receipt.loads(self.store.get(path), f"{self.store.uri}/{path}")
+        except NotFound:
+            return None
+
+    def write_receipt(self, receipt: Receipt) -> None:
+        """Say how a delivery ended, whatever was said before."""
+        path = self.path(f"deliveries/{receipt.destination}/{receipt.batch:08d}.json")
+        self.store.replace(path, receipt.dumps().encode())
 
     def cancel(self) -> None:
         """Mark the job as cancelled; workers give its remaining batches the outcome ``cancelled``."""
@@ -105,12 +174,22 @@ class JobFolder:
         manifest = Manifest(job=self.job, batches=batches, totals=totals, provenance=provenance, finished_at=now())
         self.write_once("manifest.json", manifest.dumps())
 
-    def _numbers(self, kind: str, after: int) -> Iterator[int]:
-        offset = self.path(f"{kind}/{after:08d}.parquet") if after >= 0 else None
+    def _inline(self) -> Inline | None:
+        """The texts in job.json, if there are any."""
+        try:
+            return self.spec().inline
+        except NotFound:
+            return None
+
+    def _added(self, path: str) -> Target:
+        return AddedDestination.loads(self.store.get(path), f"{self.store.uri}/{path}").destination
+
+    def _numbers(self, kind: str, after: int, suffix: str = ".parquet") -> Iterator[int]:
+        offset = self.path(f"{kind}/{after:08d}{suffix}") if after >= 0 else None
         for path in self.store.paths(self.path(kind), offset):
             name = path.rsplit("/", 1)[-1]
-            if name.endswith(".parquet") and name[:-8].isdigit():
-                yield int(name[:-8])
+            if name.endswith(suffix) and name.removesuffix(suffix).isdigit():
+                yield int(name.removesuffix(suffix))
 
     def _create(self, path: str, data: bytes) -> bool:
         try:

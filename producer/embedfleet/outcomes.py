@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedfleet.jobfolder import JobFolder
 from embedfleet.records import Record
-from embedfleet.tables import part_schema, read_input, read_part, read_records
+from embedfleet.tables import part_schema, read_part
 
 if TYPE_CHECKING:
     import pyarrow.dataset
@@ -47,7 +47,7 @@ def rows(chain: Sequence[JobFolder]) -> Iterator[dict[str, Any]]:
         later[older.job] = later[newer.job] | _ids(newer)
     for folder in chain:
         for number in folder.parts():
-            records = read_records(folder.store.get(folder.input_path(number)), folder.input_path(number))
+            records = folder.records(number)
             for record, row in zip(records, _part_rows(folder, number), strict=True):
                 if record.id not in later[folder.job]:
                     yield {**row, **record.columns}
@@ -72,7 +72,7 @@ def failed(folder: JobFolder, *, may_overflow: bool) -> Iterator[Record]:
     for number in folder.parts():
         if not folder.part_info(number).totals.errors:
             continue
-        records = read_records(folder.store.get(folder.input_path(number)), folder.input_path(number))
+        records = folder.records(number)
         for record, row in zip(records, _part_rows(folder, number, ["error"]), strict=True):
             error = row["error"]
             if error is not None and error not in _HOPELESS and (may_overflow or error != "too_long"):
@@ -90,6 +90,5 @@ def _ids(folder: JobFolder) -> set[str]:
     """Ids that have an outcome in this job."""
     found: set[str] = set()
     for number in folder.parts():
-        path = folder.input_path(number)
-        found.update(read_input(folder.store.get(path), path).ids)
+        found.update(folder.input(number).ids)
     return found

@@ -66,6 +66,13 @@ class S3(Store):
         except NotFound as exc:
             raise StoreUnavailable(f"store {self.uri}: there is no such bucket ({exc}).") from None
 
+    def replace(self, path: str, data: bytes) -> None:
+        """Write an object in one request."""
+        try:
+            self._call(path, lambda driver: obstore.put(driver, path, data, use_multipart=False))
+        except NotFound as exc:
+            raise StoreUnavailable(f"store {self.uri}: there is no such bucket ({exc}).") from None
+
     def check_writable(self) -> None:
         """Write a small object, twice: the second time must be refused."""
         try:

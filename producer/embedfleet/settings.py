@@ -26,6 +26,9 @@ from embedfleet.errors import ConfigurationError
 from embedfleet.models import DEFAULT_MODEL, named
 
 _PREFIX = "EMBEDFLEET_"
+
+Lane = Literal["interactive", "bulk", "deliver"]
+LANES: tuple[Lane, ...] = ("interactive", "bulk", "deliver")
 # What Kubernetes sets in every container for a service whose name begins with embedfleet.
 _KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP)(_\w+)?)$")
 
@@ -42,7 +45,9 @@ class FleetSettings(BaseSettings):
         frozen=True,
     )
 
-    broker_url: SecretStr | None = Field(default=None, description="Queue: redis://…, rediss://… or redis+socket://…")
+    broker_url: SecretStr | None = Field(
+        default=None, description="Queue: redis://…, rediss://…, redis+socket://… or sqs://region"
+    )
     store: str | None = Field(default=None, description="Folder or s3://bucket/prefix for the job folders.")
     allowed_stores: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Stores a worker may read and write, separated by commas; default: the store."
@@ -65,6 +70,24 @@ class FleetSettings(BaseSettings):
     lease_s: float = Field(
         default=30, ge=1, le=43_200, description="Seconds until a dead worker's batches go to another."
     )
+    queues: Annotated[tuple[Lane, ...], NoDecode] = Field(
+        LANES, description="Lanes that a worker takes from, separated by commas; deliver alone needs no engine."
+    )
+    health_port: int = Field(
+        default=9464, ge=0, le=65_535, description="Port of a worker's /livez, /readyz and /metrics; 0: none."
+    )
+    webhook_secret: SecretStr | None = Field(
+        default=None, description="Signs webhooks: whsec_ and 24 to 64 bytes in base64 (Standard Webhooks)."
+    )
+    webhook_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Origins that webhooks may go to, such as https://app.example; default: every https one."
+    )
+    webhook_networks: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Networks that are not public and that webhooks may reach, such as 10.1.0.0/16."
+    )
+    pgvector_url: SecretStr | None = Field(
+        default=None, description="Database of pgvector deliveries: postgresql://user:password@host/database."
+    )
     synthetic_texts_per_s: float = Field(
         default=0, ge=0, description="Speed of the synthetic engine; 0: as fast as it can."
     )
@@ -74,7 +97,7 @@ class FleetSettings(BaseSettings):
     def _name(cls, value: str) -> str:
         return named(value)
 
-    @field_validator("allowed_stores", mode="before")
+    @field_validator("allowed_stores", "queues", "webhook_origins", "webhook_networks", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return (

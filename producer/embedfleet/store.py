@@ -112,6 +112,10 @@ class Store(ABC):
         """Write an object that must not be there yet, atomically. Raises AlreadyExists."""
 
     @abstractmethod
+    def replace(self, path: str, data: bytes) -> None:
+        """Write an object, atomically, whether or not it is there."""
+
+    @abstractmethod
     def paths(self, prefix: str, after: str | None = None) -> list[str]:
         """Paths of the objects below ``prefix`` in string order, from the one behind ``after`` on."""
 

@@ -9,7 +9,7 @@ from embedfleet.contract import Batch, JobSpec, Sealed
 from embedfleet.errors import InputError, JobMismatch
 from embedfleet.jobfolder import JobFolder
 from embedfleet.records import Record
-from embedfleet.tables import InputInfo, fingerprint, read_input_info, read_records, storable, write_input
+from embedfleet.tables import fingerprint, storable, write_input
 from embedfleet.uniqueness import SeenIds
 
 Publish = Callable[[Batch], None]
@@ -51,7 +51,7 @@ def publish_missing(folder: JobFolder, publish: Publish) -> None:
     done = set(folder.parts())
     for number in folder.inputs():
         if number not in done:
-            info, _ = _input_info(folder, number)
+            info, _ = folder.input_info(number)
             publish(_message(folder, number, info.tokens))
 
 
@@ -74,7 +74,7 @@ class _Submission:
             return
         done = set(self._folder.parts())
         for number in there:
-            info, texts = _input_info(self._folder, number)
+            info, texts = self._folder.input_info(number)
             records = list(itertools.islice(stream, texts))
             if fingerprint(records) != info.sha256:
                 raise self._difference(number, records)
@@ -99,7 +99,7 @@ class _Submission:
 
     def _compare_with_other_producer(self, records: list[Record]) -> None:
         """It was quicker, or it is this one, of whose write the answer was lost. The same input is as good as ours."""
-        info, _ = _input_info(self._folder, self._number)
+        info, _ = self._folder.input_info(self._number)
         if info.sha256 != fingerprint(records):
             raise JobMismatch(
                 f"job {self._folder.job}: another producer is submitting another input under the same key right now, "
@@ -128,8 +128,7 @@ class _Submission:
 
     def _difference(self, number: int, records: list[Record]) -> JobMismatch:
         """The first record that is not what was submitted before, by position and id."""
-        path = self._folder.input_path(number)
-        before = read_records(self._folder.store.get(path), path)
+        before = self._folder.records(number)
         for offset, (old, new) in enumerate(itertools.zip_longest(before, records)):
             if new is None:
                 said = f"ends before id {old.id!r}"
@@ -152,8 +151,3 @@ def _comparable(record: Record) -> tuple[str, object, dict[str, str]]:
 
 def _message(folder: JobFolder, number: int, tokens: int) -> Batch:
     return Batch(to=folder.store.uri, job=folder.job, batch=number, tokens=tokens)
-
-
-def _input_info(folder: JobFolder, number: int) -> tuple[InputInfo, int]:
-    path = folder.input_path(number)
-    return read_input_info(lambda size: folder.store.tail(path, size), f"{folder.store.uri}/{path}")

@@ -17,7 +17,7 @@ from embedfleet.jobfolder import JobFolder
 from embedfleet.records import check_text
 from embedfleet.store import open_store
 from embedfleet.synthetic import synthetic_vectors
-from embedfleet.tables import Outcome, Outcomes, read_input, write_part
+from embedfleet.tables import Outcome, Outcomes, write_part
 
 
 class InMemoryFleet(Fleet):
@@ -78,8 +78,7 @@ class _InMemoryBroker(Broker):
             return
         folder = JobFolder(open_store(message.to), message.job)
         settings = folder.spec().settings
-        path = folder.input_path(message.batch)
-        given = read_input(folder.store.get(path), path)
+        given = folder.input(message.batch)
         outcomes = _outcomes(given.ids, given.texts, settings)
         for row, reason in given.info.rejected.items():
             outcomes.rows[row].error = reason

@@ -48,7 +48,9 @@ def test_an_argument_that_is_none_was_not_given(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("name", FleetSettings.model_fields)
 def test_every_setting_can_come_from_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    value = {"engine": "synthetic", "dtype": "float32", "max_tokens": "77", "lease_s": "77"}.get(name, "77")
+    value = {"engine": "synthetic", "dtype": "float32", "max_tokens": "77", "lease_s": "77", "queues": "bulk"}.get(
+        name, "77"
+    )
     monkeypatch.setenv(f"EMBEDFLEET_{name.upper()}", value)
     default = FleetSettings.model_fields[name].get_default()
     assert name in load().model_fields_set

@@ -381,7 +381,7 @@ PLACES = {
     "asking for the part": ("JobFolder", "has_part"),
     "reading job.json": ("JobFolder", "spec"),
     "asking whether it is cancelled": ("JobFolder", "is_cancelled"),
-    "reading the input": ("module", "read_input"),
+    "reading the input": ("JobFolder", "input"),
     "resolving the settings": ("models", "resolve"),
     "encoding the part": ("module", "write_part"),
     "writing the part": ("JobFolder", "write_part"),

@@ -25,7 +25,7 @@ from embedfleet.errors import (
 )
 from embedfleet.jobfolder import JobFolder
 from embedfleet.store import check_allowed, open_store
-from embedfleet.tables import Input, Outcome, Outcomes, read_input, write_part
+from embedfleet.tables import Input, Outcome, Outcomes, write_part
 from embedfleet_worker.engine.base import Priority
 from embedfleet_worker.pipeline import Pipeline, Problem
 
@@ -103,8 +103,7 @@ class Tasks:
         spec = folder.spec()
         self._check_model(spec.settings)
         self._check_spec(spec)
-        where = folder.input_path(number)
-        given = read_input(_STORE_POLICY(folder.store.get, where), where)
+        given = _STORE_POLICY(folder.input, number)
         outcomes = self._batch_outcomes(folder, given, spec.settings)
         part = write_part(outcomes, spec.settings.encoding, folder.job, number)
         written = _STORE_POLICY(folder.write_part, number, part)
