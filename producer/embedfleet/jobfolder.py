@@ -1,10 +1,11 @@
 """Names in a job folder and its create-once writes. Not what the files hold (contract.py, tables.py)."""
 
 import hashlib
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from embedfleet.contract import AddedDestination, Inline, JobSpec, Manifest, Receipt, Sealed, Totals
+from embedfleet.contract import AddedDestination, Delivery, Inline, JobSpec, Manifest, Receipt, Sealed, Totals
 from embedfleet.destinations import Target
 from embedfleet.errors import AlreadyExists, NotFound
 from embedfleet.records import Record
@@ -156,6 +157,14 @@ class JobFolder:
         except NotFound:
             return None
 
+    def undelivered(self, destination: str) -> Iterator[int]:
+        """Numbers of the parts that this destination has not confirmed."""
+        ended = set(self.receipts(destination))
+        for number in self.parts():
+            receipt = self.receipt(destination, number) if number in ended else None
+            if receipt is None or receipt.state != "confirmed":
+                yield number
+
     def write_receipt(self, receipt: Receipt) -> None:
         """Say how a delivery ended, whatever was said before."""
         path = self.path(f"deliveries/{receipt.destination}/{receipt.batch:08d}.json")
@@ -197,6 +206,16 @@ class JobFolder:
         except AlreadyExists:
             return False
         return True
+
+
+def delivery(folder: JobFolder, batch: int, destination: str) -> Delivery:
+    """The message that has a part delivered, from now on."""
+    return Delivery(to=folder.store.uri, job=folder.job, batch=batch, destination=destination, since=time.time())
+
+
+def waiting(job: str, batch: int, destination: str) -> Receipt:
+    """The receipt of a delivery that is tried again."""
+    return Receipt(job=job, batch=batch, destination=destination, state="waiting", detail="sent on again", at=now())
 
 
 def now() -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from embedfleet.broker import Broker
+from embedfleet.broker import connect
 from embedfleet.errors import BrokerUnavailable, ConfigurationError, EngineUnavailable
 from embedfleet.settings import FleetSettings
 
@@ -45,7 +45,7 @@ class LocalFleet:
                 "allowed_stores": tuple(dict.fromkeys((*settings.allowed_stores, *stores))),
             }
         )
-        self.broker = Broker(self.settings)
+        self.broker = connect(self.settings)
         self._redis: subprocess.Popen[bytes] | None = None
         self._worker: subprocess.Popen[bytes] | None = None
         self._deaths: deque[float] = deque(maxlen=_MAX_DEATHS)

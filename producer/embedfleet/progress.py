@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embedfleet.job import Job, JobStatus
+from embedfleet.job import Job
+from embedfleet.jobstatus import JobStatus
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -16,8 +16,9 @@ from embedfleet import inputs, progress
 from embedfleet.client import Fleet
 from embedfleet.contract import EmbedSettings
 from embedfleet.errors import InputError, NotFound, Retryable
-from embedfleet.job import Job, JobStatus, State
+from embedfleet.job import Job
 from embedfleet.jobfolder import job_id_of
+from embedfleet.jobstatus import JobStatus, State
 from embedfleet.local import LocalFleet
 from embedfleet.records import Record
 from embedfleet.settings import FleetSettings, mask
@@ -154,7 +155,7 @@ class Run:
 
     def _say_if_alone(self, job: Job) -> None:
         model = job.spec.settings.model
-        if not self.fleet.workers(model):
+        if self.fleet.workers(model) == []:
             click.echo(f"note: no worker for {model} is running; the job waits for one.", err=True)
 
 

@@ -2,17 +2,40 @@
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from embedfleet.batching import PlannedBatch, batches
 from embedfleet.contract import Batch, JobSpec, Sealed
 from embedfleet.errors import InputError, JobMismatch
 from embedfleet.jobfolder import JobFolder
 from embedfleet.records import Record
-from embedfleet.tables import fingerprint, storable, write_input
+from embedfleet.tables import fingerprint, inline_of, storable, write_input
 from embedfleet.uniqueness import SeenIds
 
-Publish = Callable[[Batch], None]
+Publish = Callable[[Batch], object]
+
+MAX_INLINE_BYTES = 200_000
+"""Of a job.json with its texts: it is read for every look at the job."""
+_UNIQUE = "Ids must be unique within a job."
+
+
+def enqueue(folder: JobFolder, spec: JobSpec, records: Sequence[Record], publish: Publish) -> None:
+    """Write and publish a job of one batch whose texts are in job.json. Raises as :func:`submit` does."""
+    position = SeenIds().add([record.id for record in records])
+    if position is not None:
+        raise InputError(f"record {position}: the id {records[position].id!r} was there before. {_UNIQUE}")
+    inline = inline_of(records)
+    spec = spec.model_copy(update={"inline": inline})
+    document = spec.dumps()
+    if len(document.encode()) > MAX_INLINE_BYTES:
+        raise InputError(f"enqueue: {len(document) // 1000} KB are over the limit of 200 KB. Use submit for as much.")
+    if folder.write_once("job.json", document):
+        publish(_message(folder, 0, inline.tokens))
+        return
+    there = _same_spec(spec, folder.spec())
+    if there.inline is None or there.inline.sha256 != inline.sha256:
+        raise JobMismatch(f"job {folder.job}: it was made from other texts. Use another key for them.")
+    publish_missing(folder, publish)
 
 
 def submit(folder: JobFolder, spec: JobSpec, records: Iterable[Record], publish: Publish) -> Sealed:
@@ -32,6 +55,11 @@ def submit(folder: JobFolder, spec: JobSpec, records: Iterable[Record], publish:
 
 
 def _same_spec(wanted: JobSpec, there: JobSpec) -> JobSpec:
+    if wanted.deliver_to != there.deliver_to:
+        raise JobMismatch(
+            f"job {there.job}: it was submitted with other destinations ({_labels(there)}) than now "
+            f"({_labels(wanted)}). Use another key, or send it on when it is done: embedfleet deliver."
+        )
     before, now = _what_makes_vectors(there), _what_makes_vectors(wanted)
     for name, value in now.items():
         if value != before[name]:
@@ -42,13 +70,25 @@ def _same_spec(wanted: JobSpec, there: JobSpec) -> JobSpec:
     return there
 
 
+def _labels(spec: JobSpec) -> str:
+    return ", ".join(destination.label for destination in spec.deliver_to) or "none"
+
+
 def _what_makes_vectors(spec: JobSpec) -> dict[str, object]:
     return {**dict(spec.settings), "revision": spec.revision, "synthetic": spec.synthetic}
 
 
+def _settled(folder: JobFolder) -> set[int]:
+    """The batches that need no message: they have a part, and each delivery of it has ended or is under way."""
+    settled = set(folder.parts())
+    for destination in folder.spec().deliver_to:
+        settled &= set(folder.receipts(destination.name))
+    return settled
+
+
 def publish_missing(folder: JobFolder, publish: Publish) -> None:
-    """Publish again every batch without a part: after a broker or a worker lost messages. A duplicate is harmless."""
-    done = set(folder.parts())
+    """Publish again every batch that is not settled: after a broker or a worker lost messages. Harmless otherwise."""
+    done = _settled(folder)
     for number in folder.inputs():
         if number not in done:
             info, _ = folder.input_info(number)
@@ -72,7 +112,7 @@ class _Submission:
         there = self._folder.inputs()
         if not there:
             return
-        done = set(self._folder.parts())
+        done = _settled(self._folder)
         for number in there:
             info, texts = self._folder.input_info(number)
             records = list(itertools.islice(stream, texts))
@@ -117,8 +157,7 @@ class _Submission:
         position = self._seen.add([record.id for record in records])
         if position is not None:
             raise InputError(
-                f"record {self._texts + position}: the id {records[position].id!r} was there before. "
-                "Ids must be unique within a job."
+                f"record {self._texts + position}: the id {records[position].id!r} was there before. {_UNIQUE}"
             )
         self._texts += len(records)
         self._hash.update(sha256.encode())

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from embedfleet.contract import Document, Encoding, ErrorCode, Totals
+from embedfleet.batching import estimated_tokens
+from embedfleet.contract import Document, Encoding, ErrorCode, Inline, Totals
 from embedfleet.errors import ContractError
 from embedfleet.records import Record, check_text
 
@@ -86,12 +87,17 @@ def fingerprint(records: Sequence[Record]) -> str:
     return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
 
 
+def _rejected(records: Sequence[Record]) -> dict[int, tuple[ErrorCode, str]]:
+    """By row: texts that can't be stored as a string, and why."""
+    reasons = {row: check_text(record.text) for row, record in enumerate(records) if not storable(record.text)}
+    return {row: reason for row, reason in reasons.items() if reason}
+
+
 def write_input(records: Sequence[Record], tokens: int) -> bytes:
     """An input file: id, text, then the carried columns as strings."""
     import pyarrow as pa
 
-    reasons = {row: check_text(record.text) for row, record in enumerate(records) if not storable(record.text)}
-    rejected = {row: reason for row, reason in reasons.items() if reason}
+    rejected = _rejected(records)
     names = dict.fromkeys(name for record in records for name in record.columns)
     columns = {
         "id": [record.id for record in records],
@@ -101,6 +107,18 @@ def write_input(records: Sequence[Record], tokens: int) -> bytes:
     info = InputInfo(sha256=fingerprint(records), tokens=tokens, rejected=rejected)
     table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
     return _to_bytes(table, info, dictionary=False)
+
+
+def inline_of(records: Sequence[Record]) -> Inline:
+    """The same as :func:`write_input` would keep, for job.json."""
+    rejected = _rejected(records)
+    return Inline(
+        ids=[record.id for record in records],
+        texts=[None if row in rejected else str(record.text) for row, record in enumerate(records)],
+        sha256=fingerprint(records),
+        tokens=sum(estimated_tokens(record.text) for record in records),
+        rejected=rejected,
+    )
 
 
 def read_input(data: bytes, where: str) -> Input:

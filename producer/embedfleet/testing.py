@@ -6,13 +6,15 @@ embedded while they are submitted, and their folders are as a real fleet's.
 
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from embedfleet import models
 from embedfleet.batching import estimated_tokens
 from embedfleet.broker import Broker
 from embedfleet.client import Fleet
-from embedfleet.contract import Batch, EmbedSettings, Request
+from embedfleet.contract import Delivery, EmbedSettings, Request
+from embedfleet.envelope import Message
 from embedfleet.jobfolder import JobFolder
 from embedfleet.records import check_text
 from embedfleet.store import open_store
@@ -37,11 +39,13 @@ class InMemoryFleet(Fleet):
         self._folder = tempfile.TemporaryDirectory(prefix="embedfleet-")
         # Never the environment's store, where real jobs are.
         super().__init__(**{"store": self._folder.name, **settings, "engine": "synthetic"})
-        self.broker = _InMemoryBroker()
 
     def close(self) -> None:
         """Remove the temporary folder."""
         self._folder.cleanup()
+
+    def _connect(self) -> Broker:
+        return _InMemoryBroker()
 
 
 class _InMemoryBroker(Broker):
@@ -50,7 +54,7 @@ class _InMemoryBroker(Broker):
     def __init__(self) -> None:
         self._replies: dict[str, bytes] = {}
 
-    def check(self) -> None:
+    def check(self, *queues: str) -> None:
         """Always there."""
 
     def clock(self) -> float:
@@ -69,12 +73,18 @@ class _InMemoryBroker(Broker):
         """This process."""
         return ["in-memory"]
 
-    def publish(self, message: Batch | Request, queue: str) -> None:  # noqa: ARG002
+    def publish_all(self, messages: Sequence[Message], queue: str) -> None:  # noqa: ARG002
         """Embed at once."""
+        for message in messages:
+            self._do(message)
+
+    def _do(self, message: Message) -> None:
+        if isinstance(message, Delivery):
+            return
         if isinstance(message, Request):
             ids = [str(row) for row in range(len(message.texts))]
             outcomes = _outcomes(ids, list(message.texts), message.settings)
-            self._replies[message.reply_to] = write_part(outcomes, message.settings.encoding, "embed", 0)
+            self.reply(message.reply_to, write_part(outcomes, message.settings.encoding, "embed", 0))
             return
         folder = JobFolder(open_store(message.to), message.job)
         settings = folder.spec().settings
@@ -83,6 +93,20 @@ class _InMemoryBroker(Broker):
         for row, reason in given.info.rejected.items():
             outcomes.rows[row].error = reason
         folder.write_part(message.batch, write_part(outcomes, settings.encoding, folder.job, message.batch))
+
+    def announce(self, queue: str, worker: str, ttl_s: float) -> None:
+        """Nobody else is there to be told."""
+
+    def withdraw(self, queue: str, worker: str) -> None:
+        """Nobody else is there to be told."""
+
+    def dead_letter(self, message: object, reason: str) -> None:  # noqa: ARG002
+        """Nothing is refused here."""
+        raise AssertionError(reason)
+
+    def reply(self, key: str, payload: bytes) -> None:
+        """Keep it for the caller."""
+        self._replies[key] = payload
 
     def await_reply(self, key: str, timeout_s: float) -> bytes:  # noqa: ARG002
         """It is there already."""

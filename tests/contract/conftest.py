@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from embedfleet.broker import Broker
+from embedfleet.broker import Broker, connect
 from embedfleet.settings import load
 from tests.unit.redis_server import RedisServer, running_redis
 
@@ -44,6 +44,6 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 @pytest.fixture
 def broker(redis_server: RedisServer) -> Iterator[Broker]:
     redis_server.client.flushall()
-    connected = Broker(load(broker_url=redis_server.url))
+    connected = connect(load(broker_url=redis_server.url))
     yield connected
     connected.close()

@@ -66,10 +66,10 @@ def test_a_worker_without_broker_says_so_and_can_be_tried_again(tmp_path: Path) 
 
 
 def test_a_message_that_is_none_of_ours_leaves_no_text_in_the_log(redis_url: str, tmp_path: Path) -> None:
-    from embedfleet.broker import Broker
+    from embedfleet.broker import connect
     from embedfleet.settings import load
 
-    broker = Broker(load(broker_url=redis_url, engine="synthetic"))
+    broker = connect(load(broker_url=redis_url, engine="synthetic"))
     queue = broker.queue(load().model, "bulk")
     broker.app.send_task("somebody.elses", args=["a secret text"], queue=queue, retry=False)
     worker = start("worker", cwd=tmp_path, broker_url=redis_url, store=tmp_path / "store")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from embedfleet.broker import Broker
+from embedfleet.broker import Broker, connect
 from embedfleet.folder import Folder
 from embedfleet.settings import load
 from tests.unit.redis_server import RedisServer, running_redis
@@ -26,7 +26,7 @@ def redis_server(redis_of_session: RedisServer) -> RedisServer:
 
 @pytest.fixture
 def broker(redis_server: RedisServer) -> Iterator[Broker]:
-    connected = Broker(load(broker_url=redis_server.url))
+    connected = connect(load(broker_url=redis_server.url))
     yield connected
     connected.close()
 

@@ -1,7 +1,5 @@
 """The worker's Celery app: what a task gives Celery, whatever is in the message."""
 
-from typing import Any
-
 import kombu.transport
 import pytest
 from celery import Celery
@@ -10,7 +8,7 @@ from celery.exceptions import Reject
 from embedfleet.broker import Broker
 from embedfleet.contract import TASK_ANSWER, TASK_EMBED
 from embedfleet_worker import app as module
-from embedfleet_worker.tasks import GiveBack
+from embedfleet_worker.settling import GiveBack
 
 
 class RecordedTasks:
@@ -43,8 +41,7 @@ def celery(broker: Broker, tasks: RecordedTasks, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(kombu.transport, "TRANSPORT_ALIASES", dict(kombu.transport.TRANSPORT_ALIASES))
     for name in ("broker", "queues", "lease_s"):
         monkeypatch.setattr(module.Heartbeat, name, None, raising=False)
-    stand_in: Any = tasks
-    return module.build(broker, stand_in, ["interactive", "bulk"], 30.0)
+    return module.build(broker, {TASK_EMBED: tasks.embed, TASK_ANSWER: tasks.answer}, {"interactive": 8, "bulk": 6})
 
 
 def test_each_task_gets_the_message(celery: Celery, tasks: RecordedTasks) -> None:

@@ -8,16 +8,20 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tenacity import stop_after_attempt, wait_none
 
 from embedfleet import broker as module
-from embedfleet.broker import Broker, celery_app
+from embedfleet import redis as redis_module
+from embedfleet.broker import Broker, connect
 from embedfleet.contract import Batch
 from embedfleet.errors import BrokerUnavailable, ConfigurationError, WaitTimeout
+from embedfleet.redis import RedisBroker
 from embedfleet.settings import load
+from embedfleet_worker import app
 from tests.unit.redis_server import RedisServer, running_redis
 from tests.waiting import wait_until
 
@@ -44,14 +48,14 @@ def free_port() -> int:
 @pytest.fixture
 def closed() -> Iterator[Broker]:
     """A broker at a port where nobody listens."""
-    unreachable = Broker(load(broker_url=f"redis://me:very-secret@127.0.0.1:{free_port()}/0"))
+    unreachable = connect(load(broker_url=f"redis://me:very-secret@127.0.0.1:{free_port()}/0"))
     yield unreachable
     unreachable.close()
 
 
 @pytest.fixture
 def _one_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PUBLISH_POLICY", module._PUBLISH_POLICY.copy(stop=stop_after_attempt(1)))
+    monkeypatch.setattr(module.PUBLISH_POLICY, "stop", stop_after_attempt(1))
 
 
 @pytest.mark.usefixtures("_one_attempt")
@@ -66,31 +70,31 @@ def test_a_broker_that_is_not_there_is_named_at_once_and_its_password_never(clos
     assert met.value.__cause__ is None
 
 
-def test_publishing_is_tried_four_times(closed: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PUBLISH_POLICY", module._PUBLISH_POLICY.copy(wait=wait_none()))
+def test_publishing_is_tried_four_times(closed: RedisBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.PUBLISH_POLICY, "wait", wait_none())
     attempts: list[object] = []
 
     def refuse(*_: object, **__: object) -> None:
         attempts.append(None)
         raise OSError("refused")
 
-    monkeypatch.setattr(closed.app, "send_task", refuse)
+    monkeypatch.setattr(closed, "redis", SimpleNamespace(lpush=refuse, close=closed.redis.close))
     with pytest.raises(BrokerUnavailable):
         closed.publish(BATCH, "q")
     assert len(attempts) == 4
 
 
 def test_publishing_goes_on_when_the_broker_is_back(
-    broker: Broker, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    broker: RedisBroker, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    send, refusals = broker.app.send_task, iter([OSError("refused")])
+    send, refusals = broker.redis.lpush, iter([OSError("refused")])
 
     def refuse_at_first(*args: Any, **kwargs: Any) -> None:
         for refusal in refusals:
             raise refusal
         send(*args, **kwargs)
 
-    monkeypatch.setattr(broker.app, "send_task", refuse_at_first)
+    monkeypatch.setattr(broker.redis, "lpush", refuse_at_first)
     broker.publish(BATCH, "q")
     assert broker.depth("q") == 1
 
@@ -110,7 +114,7 @@ def test_publishing_goes_on_when_the_broker_is_back(
 )
 def test_an_address_that_is_none_is_a_configuration_error(url: str | None, said: str) -> None:
     with pytest.raises(ConfigurationError) as refused:
-        Broker(load(broker_url=url))
+        connect(load(broker_url=url))
     assert said in str(refused.value)
     assert "secret" not in str(refused.value)
 
@@ -145,7 +149,7 @@ def test_the_workers_of_a_queue_are_those_that_lately_said_so(broker: Broker, re
 
 def test_the_synthetic_engine_has_queues_of_its_own(redis_server: RedisServer) -> None:
     """Else a worker of a load test would take real work and answer it with hashes."""
-    real, synthetic = (Broker(load(broker_url=redis_server.url, engine=engine)) for engine in ("vllm", "synthetic"))
+    real, synthetic = (connect(load(broker_url=redis_server.url, engine=engine)) for engine in ("vllm", "synthetic"))
     assert real.queue("m", "bulk") != synthetic.queue("m", "bulk")
 
 
@@ -163,31 +167,35 @@ def test_the_synthetic_engine_has_queues_of_its_own(redis_server: RedisServer) -
 )
 def test_a_url_that_celery_and_redis_would_not_read_alike_is_refused(url: str) -> None:
     with pytest.raises(ConfigurationError, match="it is no Redis URL") as refused:
-        Broker(load(broker_url=url))
+        connect(load(broker_url=url))
     assert "pass-word" not in str(refused.value)
 
 
 def test_the_database_of_a_socket_is_the_same_for_celery_and_for_us(redis_server: RedisServer) -> None:
-    connected = Broker(load(broker_url=f"{redis_server.url}?virtual_host=3"))
+    connected = connect(load(broker_url=f"{redis_server.url}?virtual_host=3"))
     connected.publish(BATCH, "q")
     assert connected.depth("q") == 1
     assert redis_server.client.llen("q") == 0
 
 
 def test_certificates_are_verified_unless_the_url_says_otherwise() -> None:
-    def verified(url: str) -> object:
-        with celery_app(url, 30).connection_for_write() as connection:
-            return connection.ssl["ssl_cert_reqs"]
+    def verified(url: str) -> tuple[object, object]:
+        """By the producer's connections, and by a worker's Celery."""
+        broker = connect(load(broker_url=url))
+        assert isinstance(broker, RedisBroker)
+        with app.build(broker, {}, {"bulk": 1}).connection_for_read() as connection:
+            return broker.redis.connection_pool.make_connection().cert_reqs, connection.ssl["ssl_cert_reqs"]
 
-    assert verified("rediss://localhost:6379/0") == ssl.CERT_REQUIRED
-    assert verified("rediss://localhost:6379/0?ssl_cert_reqs=none") == ssl.CERT_NONE
+    assert verified("rediss://localhost:6379/0") == (ssl.CERT_REQUIRED, ssl.CERT_REQUIRED)
+    assert verified("rediss://localhost:6379/0?ssl_cert_reqs=none") == (ssl.CERT_NONE, ssl.CERT_NONE)
 
 
 def test_a_server_that_hangs_stops_publishing_in_bounded_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CONNECT_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(module, "_PUBLISH_POLICY", module._PUBLISH_POLICY.copy(wait=wait_none()))
+    monkeypatch.setattr(redis_module, "CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(redis_module, "_BLOCK_S", 0)
+    monkeypatch.setattr(module.PUBLISH_POLICY, "wait", wait_none())
     with running_redis(tmp_path) as server:
-        connected = Broker(load(broker_url=server.url))
+        connected = connect(load(broker_url=server.url))
         connected.publish(BATCH, "q")
         server.process.send_signal(signal.SIGSTOP)
         begun = time.monotonic()
@@ -214,7 +222,7 @@ def test_many_threads_may_publish_at_once(broker: Broker) -> None:
 
 def test_the_queue_belongs_to_prefix_model_revision_and_lane() -> None:
     def queue(**settings: object) -> str:
-        return Broker(load(broker_url="redis://localhost", **settings)).queue("a model", "bulk")
+        return connect(load(broker_url="redis://localhost", **settings)).queue("a model", "bulk")
 
     assert queue() != queue(queue_prefix="other")
     assert queue() != queue(revision="v2")

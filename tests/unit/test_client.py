@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from embedfleet import EmbedSettings, Fleet, client
+from embedfleet import EmbedSettings, Fleet, publishing
 from embedfleet.errors import BrokerUnavailable, ConfigurationError, InputError, NotFound, SettingsError, TextError
 from tests.unit.redis_server import RedisServer
 
@@ -109,9 +109,9 @@ def test_while_submit_waits_for_the_queue_it_looks_after_what_drains_it(
     fleet: Fleet, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A local fleet's worker may have died just then."""
-    monkeypatch.setattr(client, "MAX_QUEUE_DEPTH", 0)
-    monkeypatch.setattr(client, "_DEPTH_EVERY", 1)
-    monkeypatch.setattr(client, "_DEPTH_WAIT_S", 0)
+    monkeypatch.setattr(publishing, "MAX_QUEUE_DEPTH", 0)
+    monkeypatch.setattr(publishing, "_DEPTH_EVERY", 1)
+    monkeypatch.setattr(publishing, "_DEPTH_WAIT_S", 0)
     fleet.while_waiting = lambda: redis_server.client.delete(fleet.broker.queue(fleet.settings.model, "bulk"))
     assert fleet.submit(f"text {n}" for n in range(1100)).status().batches == 3
 

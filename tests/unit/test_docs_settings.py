@@ -28,7 +28,9 @@ def shown_default(model: type[BaseModel], name: str) -> str:
     default = model.model_fields[name].default
     if isinstance(default, SecretStr):
         default = default.get_secret_value()
-    return "–" if default in (None, (), "") else f"`{default}`"
+    if isinstance(default, tuple):
+        default = ",".join(default)
+    return "–" if default in (None, "") else f"`{default}`"
 
 
 @pytest.mark.parametrize("name", FleetSettings.model_fields)

@@ -7,7 +7,18 @@ import sys
 import embedfleet
 from embedfleet import errors
 
-HEAVY = ["torch", "vllm", "numpy", "pyarrow", "rich", "transformers", "tokenizers", "embedfleet_worker"]
+HEAVY = [
+    "torch",
+    "vllm",
+    "numpy",
+    "pyarrow",
+    "rich",
+    "celery",
+    "boto3",
+    "transformers",
+    "tokenizers",
+    "embedfleet_worker",
+]
 
 
 def classes() -> dict[str, type[BaseException]]:
@@ -46,7 +57,8 @@ def test_every_error_says_in_a_line_what_it_means() -> None:
 
 
 def test_the_surface_is_what_all_says() -> None:
-    assert embedfleet.__all__ == ["EmbedSettings", "EmbedfleetError", "Fleet", "Job", "JobStatus", "errors"]
+    types = "AsyncFleet AsyncJob EmbedSettings EmbedfleetError Fleet Job JobStatus Pgvector Webhook"
+    assert embedfleet.__all__ == [*types.split(), "errors"]
     public = {
         name
         for name, thing in vars(embedfleet).items()

@@ -13,20 +13,23 @@ import numpy as np
 import pytest
 from tenacity import wait_none
 
-from embedfleet.broker import Broker
+from embedfleet import models
+from embedfleet.broker import Broker, connect
 from embedfleet.contract import Batch, Batching, EmbedSettings, JobSpec, Request
 from embedfleet.errors import BrokerUnavailable, EngineUnavailable, StoreUnavailable
 from embedfleet.folder import Folder
 from embedfleet.jobfolder import JobFolder
 from embedfleet.models import DEFAULT_MODEL, profile_of, resolve
 from embedfleet.records import Record
+from embedfleet.redis import RedisBroker
 from embedfleet.settings import load
 from embedfleet.submission import submit
 from embedfleet.tables import read_part, vectors_of
-from embedfleet_worker import tasks as module
+from embedfleet_worker import settling, tasks
 from embedfleet_worker.engine.base import Priority
 from embedfleet_worker.pipeline import NoCache, Pipeline
-from embedfleet_worker.tasks import GiveBack, Tasks
+from embedfleet_worker.settling import GiveBack
+from embedfleet_worker.tasks import Tasks
 from tests.unit.fake_engine import FakeEngine
 from tests.unit.redis_server import RedisServer, running_redis
 
@@ -98,7 +101,7 @@ def worker(store: Folder, broker: Broker, redis_server: RedisServer) -> Worker:
 
 @pytest.fixture(autouse=True)
 def _no_waiting_between_tries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_STORE_POLICY", module._STORE_POLICY.copy(wait=wait_none()))
+    monkeypatch.setattr(settling.STORE_POLICY, "wait", wait_none())
 
 
 # A batch
@@ -352,7 +355,7 @@ def test_a_part_whose_answer_was_lost_is_found_and_kept(worker: Worker, monkeypa
 
 def test_a_dead_letter_that_cannot_be_kept_gives_the_message_back(store: Folder, tmp_path: Path) -> None:
     with running_redis(tmp_path) as server:
-        broker = Broker(load(broker_url=server.url))
+        broker = connect(load(broker_url=server.url))
         worker = Worker(store, broker, server)
         server.kill()
         with pytest.raises(GiveBack):
@@ -389,7 +392,7 @@ PLACES = {
     "checking the store": ("module", "check_allowed"),
     "reading the message": ("Batch", "parse"),
 }
-OWNERS = {"JobFolder": JobFolder, "module": module, "models": module.models, "Batch": Batch}
+OWNERS = {"JobFolder": JobFolder, "module": tasks, "models": models, "Batch": Batch}
 
 
 @pytest.mark.parametrize("exception", [MemoryError(), RecursionError(), ValueError(), OSError()], ids=repr)
@@ -411,11 +414,11 @@ def test_whatever_breaks_nothing_leaves_the_answering_task(
     worker: Worker, monkeypatch: pytest.MonkeyPatch, name: str, exception: Exception
 ) -> None:
     if name == "write_part":
-        monkeypatch.setattr(module, "write_part", raising(exception))
+        monkeypatch.setattr(tasks, "write_part", raising(exception))
     elif name == "resolve":
-        monkeypatch.setattr(module.models, "resolve", raising(exception))
+        monkeypatch.setattr(models, "resolve", raising(exception))
     elif name == "reply":
-        monkeypatch.setattr(Broker, "reply", raising(exception))
+        monkeypatch.setattr(RedisBroker, "reply", raising(exception))
     else:
         worker.engine.failure = exception
     try:
@@ -483,7 +486,7 @@ def test_an_expired_request_is_not_answered(worker: Worker) -> None:
 
 def test_what_expires_is_told_by_the_brokers_clock(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = request(worker)
-    monkeypatch.setattr(Broker, "clock", lambda _: asked["expires_at"] + 0.001)
+    monkeypatch.setattr(RedisBroker, "clock", lambda _: asked["expires_at"] + 0.001)
     worker.tasks.answer(asked)
     assert reply(worker) is None
 
@@ -526,6 +529,6 @@ def test_a_request_is_given_back_by_an_engine_that_is_gone(worker: Worker) -> No
 def test_a_request_is_given_back_when_the_broker_takes_no_answer(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Broker, "reply", raising(BrokerUnavailable("gone")))
+    monkeypatch.setattr(RedisBroker, "reply", raising(BrokerUnavailable("gone")))
     with pytest.raises(GiveBack):
         worker.tasks.answer(request(worker))

@@ -9,30 +9,39 @@ from typing import Any
 
 import kombu.transport
 import pytest
+from celery import Celery
 from kombu import Connection, Consumer, Queue
 
-from embedfleet.broker import celery_app
+from embedfleet.broker import connect
 from embedfleet.contract import TASK_EMBED
+from embedfleet.redis import RedisBroker
+from embedfleet.settings import load
 from embedfleet_worker.transport import redis as transport
 from tests.unit.redis_server import RedisServer, running_redis
 from tests.waiting import wait_until
 
 
 class Taker:
-    """A consumer of two queues with room for five messages, two of them for the first queue only."""
+    """A consumer of two queues with room for five messages, at most three of them the second queue's.
+
+    It publishes as anybody's Celery does.
+    """
 
     def __init__(self, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(kombu.transport, "_transport_cache", dict(kombu.transport._transport_cache))
         monkeypatch.setattr(kombu.transport, "TRANSPORT_ALIASES", dict(kombu.transport.TRANSPORT_ALIASES))
-        transport.install()
-        self.app = celery_app(url, lease_s=30)
-        self.connection = Connection(url, transport_options={"queue_order_strategy": "priority", "max_retries": 0})
+        broker = connect(load(broker_url=url))
+        assert isinstance(broker, RedisBroker)
+        options = transport.install(broker, {"first": 5, "second": 3})
+        self.app = Celery("another", broker=url, set_as_current=False)
+        self.app.conf.broker_transport_options = options
+        self.connection = Connection(url, transport_options=options)
         self.taken: list[Any] = []
         self.channel = self.connection.channel()
         assert isinstance(self.channel, transport.Channel)
         queues = [Queue(name, routing_key=name) for name in ("first", "second")]
         consumer = Consumer(self.channel, queues, callbacks=[lambda _, message: self.taken.append(message)])
-        consumer.qos(prefetch_count=3 + transport.RESERVED)
+        consumer.qos(prefetch_count=5)
         consumer.consume()
 
     def publish(self, queue: str, *bodies: str) -> None:
@@ -203,7 +212,7 @@ def full(server: RedisServer, yes: bool) -> None:
 
 def test_what_is_given_back_comes_again_in_a_moment(taker: Taker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not at once, so that it can't spin; and not at the end of a whole lease."""
-    monkeypatch.setattr(transport, "_GIVEN_BACK_S", 0.5)
+    monkeypatch.setattr(transport, "GIVEN_BACK_S", 0.5)
     taker.publish("first", "a1")
     taker.take(1)
     taker.taken.pop().requeue()

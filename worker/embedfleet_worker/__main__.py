@@ -20,13 +20,15 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the cores are the engine's
 
-from embedfleet.broker import Broker
+from embedfleet.broker import Broker, connect
+from embedfleet.contract import TASK_ANSWER, TASK_DELIVER, TASK_EMBED
 from embedfleet.errors import ConfigurationError, EmbedfleetError, Retryable, StoreUnavailable
 from embedfleet.models import ModelProfile, profile_of
-from embedfleet.settings import FleetSettings, load
+from embedfleet.settings import LANES, FleetSettings, load
 from embedfleet.store import open_store
 from embedfleet_worker import app
 from embedfleet_worker.cache import VectorCache
+from embedfleet_worker.deliveries import Deliveries
 from embedfleet_worker.engine.base import Engine
 from embedfleet_worker.engine.synthetic import SyntheticEngine
 from embedfleet_worker.pipeline import NoCache, Pipeline
@@ -47,20 +49,28 @@ def main() -> int:
     warnings.filterwarnings("ignore", category=SecurityWarning)  # of pickle as root: this worker reads JSON only
     try:
         settings = load()
-        broker = Broker(settings)
-        broker.check()
+        broker = connect(settings)
+        broker.check(*(broker.lane(lane) for lane in settings.queues), broker.dead_queue)
         _check_stores(settings)
-        profile = profile_of(settings.model)
-        cache = _cache(settings, profile)
-        engine = load_engine(profile, settings)
+        pipeline = None if settings.queues == ("deliver",) else _pipeline(settings)
+        deliveries = Deliveries(broker, settings)
     except EmbedfleetError as exc:
         log.error("%s", exc)
         return _EXIT_TRY_AGAIN if isinstance(exc, Retryable) else _EXIT_CONFIGURATION
-    threading.Thread(target=_exit_when_dead, args=(engine,), daemon=True).start()
-    pipeline = Pipeline(engine, profile, cache, settings.cache_salt.get_secret_value())
-    code = _serve(settings, broker, pipeline)
-    engine.close()
+    code = _serve(settings, broker, pipeline, deliveries)
+    deliveries.close()
+    if pipeline is not None:
+        pipeline.engine.close()
     return code
+
+
+def _pipeline(settings: FleetSettings) -> Pipeline:
+    """The engine, ready to embed, with what is around it; the process ends when the engine dies."""
+    profile = profile_of(settings.model)
+    cache = _cache(settings, profile)
+    engine = load_engine(profile, settings)
+    threading.Thread(target=_exit_when_dead, args=(engine,), daemon=True).start()
+    return Pipeline(engine, profile, cache, settings.cache_salt.get_secret_value())
 
 
 def _check_stores(settings: FleetSettings) -> None:
@@ -85,23 +95,23 @@ def load_engine(profile: ModelProfile, settings: FleetSettings) -> Engine:
     return VllmEngine(profile, settings)
 
 
-def _serve(settings: FleetSettings, broker: Broker, pipeline: Pipeline) -> int:
+def _serve(settings: FleetSettings, broker: Broker, pipeline: Pipeline | None, deliveries: Deliveries) -> int:
     """Consume until told to stop; Celery's exit code, which is not 0 when its loop ended by itself."""
-    tasks = Tasks(
-        pipeline=pipeline,
-        broker=broker,
-        model=settings.model,
-        allowed_stores=settings.stores,
-    )
+    work: dict[str, app.Work] = {TASK_DELIVER: deliveries.deliver}
+    if pipeline is not None:
+        tasks = Tasks(pipeline=pipeline, broker=broker, model=settings.model, allowed_stores=settings.stores)
+        work |= {TASK_EMBED: tasks.embed, TASK_ANSWER: tasks.answer}
     setup_logging.connect(lambda **_: None, weak=False)  # Celery leaves logging to us
     logging.getLogger("celery").setLevel(logging.WARNING)  # a line a batch is enough, and that one is ours
     logging.getLogger("celery.app.trace").setLevel(logging.ERROR)  # it would print a traceback for each give-back
     logging.getLogger("celery.worker.consumer.consumer").addFilter(_without_bodies)
-    # In this order: an interactive message is taken before a bulk one.
-    queues = [broker.queue(settings.model, lane) for lane in ("interactive", "bulk")]
-    celery = app.build(broker, tasks, queues, settings.lease_s)
+    # In the order of LANES: an interactive message is taken before a bulk one.
+    queues = {broker.lane(lane): app.HELD[lane] for lane in LANES if lane in settings.queues}
+    celery = app.build(broker, work, queues)
     log.info("consuming %s", ", ".join(queues))
-    worker = celery.Worker(queues=queues, without_gossip=True, without_mingle=True, without_heartbeat=True, quiet=True)
+    worker = celery.Worker(
+        queues=list(queues), without_gossip=True, without_mingle=True, without_heartbeat=True, quiet=True
+    )
     worker.start()
     return int(worker.exitcode or 0)
 

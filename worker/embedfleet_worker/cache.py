@@ -16,7 +16,7 @@ import numpy as np
 import redis
 from redis.exceptions import RedisError
 
-from embedfleet.broker import check_redis_url, redis_url
+from embedfleet.redis import check_redis_url, redis_url
 from embedfleet_worker.engine.base import Identity
 
 log = logging.getLogger(__name__)

@@ -46,8 +46,8 @@ class Pipeline:
     """One engine's way from texts to outcomes. Thread-safe: what belongs to a batch is local to its call."""
 
     def __init__(self, engine: Engine, profile: ModelProfile, cache: Cache, salt: str = "") -> None:
+        self.engine = engine
         self.identity = engine.identity
-        self._engine = engine
         self._profile = profile
         self._cache = cache
         self._salt = salt
@@ -68,7 +68,7 @@ class Pipeline:
         work = _Work(ids, texts, rejected or {})
         with work.timed("prepare"):
             prompts = self._prompts(work, settings)
-        keys = KeyMaker(self._engine.identity, self._engine.max_tokens, settings.on_overflow, self._salt)
+        keys = KeyMaker(self.engine.identity, self.engine.max_tokens, settings.on_overflow, self._salt)
         with work.timed("cache"):
             found = dict(zip(prompts, self._cache.get([keys.key(prompt) for prompt in prompts]), strict=True))
         missing = [prompt for prompt in prompts if found[prompt] is None]
@@ -78,7 +78,7 @@ class Pipeline:
         with work.timed("check"):
             entries = {**{p: e for p, e in found.items() if e is not None}, **computed}
             work.settle(prompts, entries, problems, computed.keys())
-            vectors = work.vectors(entries, prompts, settings.dimensions or self._engine.dimensions)
+            vectors = work.vectors(entries, prompts, settings.dimensions or self.engine.dimensions)
         return Outcomes(work.rows, vectors, work.stages_s, self._provenance(settings))
 
     def _prompts(self, work: "_Work", settings: EmbedSettings) -> dict[str, list[int]]:
@@ -96,20 +96,20 @@ class Pipeline:
     ) -> tuple[dict[str, Entry], dict[str, Problem]]:
         """Vectors, or what is wrong, of the prompts that the cache does not have."""
         with work.timed("tokenise"):
-            tokens = self._engine.tokenise(prompts, truncate=settings.on_overflow == "truncate")
+            tokens = self.engine.tokenise(prompts, truncate=settings.on_overflow == "truncate")
             problems: dict[str, Problem] = {
-                item.prompt: _too_long(item.too_long, self._engine.max_tokens)
+                item.prompt: _too_long(item.too_long, self.engine.max_tokens)
                 for item in tokens
                 if item.too_long is not None
             }
             fit = [item for item in tokens if item.too_long is None]
         with work.timed("engine"):
-            embedded = self._engine.embed(fit, priority).result() if fit else None
+            embedded = self.engine.embed(fit, priority).result() if fit else None
         if embedded is None:
             return {}, problems
         entries = {}
         for row, item in enumerate(fit):
-            problem = _refused(embedded.errors.get(row)) or _wrong(embedded.vectors, row, self._engine.dimensions)
+            problem = _refused(embedded.errors.get(row)) or _wrong(embedded.vectors, row, self.engine.dimensions)
             if problem is not None:
                 problems[item.prompt] = problem
             else:
@@ -118,13 +118,13 @@ class Pipeline:
 
     def _provenance(self, settings: EmbedSettings) -> dict[str, Any]:
         return {
-            **asdict(self._engine.identity),
+            **asdict(self.engine.identity),
             "template": self._profile.template(settings.input_type),
             "input_type": settings.input_type,
             "instruction": settings.instruction,
             "dimensions": settings.dimensions,
             "encoding": settings.encoding,
-            "max_tokens": self._engine.max_tokens,
+            "max_tokens": self.engine.max_tokens,
             "on_overflow": settings.on_overflow,
         }
 

@@ -1,47 +1,22 @@
-"""What a message leads to: pipeline → part or reply → acknowledge, give back or dead-letter. Never raises otherwise.
-
-Celery loses what raises: a failed task is acknowledged or stuck. So every way out is written down here: a return
-acknowledges, ``GiveBack`` puts the message back, everything else has become an outcome of each text.
-"""
+"""What a message leads to: pipeline → part, handed over, or reply. Not how a task ends (settling.py)."""
 
 import logging
-import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_exponential_jitter
 
 from embedfleet import models
 from embedfleet.broker import Broker
 from embedfleet.contract import Batch, EmbedSettings, JobSpec, Request
-from embedfleet.errors import (
-    BrokerUnavailable,
-    ContractError,
-    EngineUnavailable,
-    Permanent,
-    Retryable,
-    StoreUnavailable,
-)
-from embedfleet.jobfolder import JobFolder
+from embedfleet.errors import ContractError, EngineUnavailable, Permanent
+from embedfleet.jobfolder import JobFolder, delivery
 from embedfleet.store import check_allowed, open_store
 from embedfleet.tables import Input, Outcome, Outcomes, write_part
 from embedfleet_worker.engine.base import Priority
 from embedfleet_worker.pipeline import Pipeline, Problem
+from embedfleet_worker.settling import STORE_POLICY, log_defect, settle
 
 log = logging.getLogger(__name__)
-
-# Creating a part again is safe: it either wins or finds that it is there.
-_STORE_POLICY = Retrying(
-    retry=retry_if_exception_type(StoreUnavailable),
-    stop=stop_after_attempt(5) | stop_after_delay(20),
-    wait=wait_exponential_jitter(multiplier=0.2, max=5),
-    reraise=True,
-)
-
-
-class GiveBack(Exception):
-    """The message is to go back to the queue: another try, here or elsewhere, may succeed."""
 
 
 @dataclass(frozen=True)
@@ -55,29 +30,18 @@ class Tasks:
 
     def embed(self, message: object) -> None:
         """One batch of a job: a part when this returns, or a dead letter. Raises GiveBack only."""
-        self._settle(self._embed, message, message)
+        settle(self.broker, self._embed, message, message)
 
     def answer(self, message: object) -> None:
         """A round trip: the answer where the caller waits for it. Raises GiveBack only."""
-        self._settle(self._answer, message, {"task": "answer"})  # a letter without the texts
-
-    def _settle(self, work: Callable[[object], None], message: object, letter: object) -> None:
-        """Do the work; whatever goes wrong becomes GiveBack or a dead letter."""
-        try:
-            work(message)
-        except Retryable as exc:
-            log.warning("given back: %s", exc)
-            raise GiveBack(str(exc)) from None
-        except Permanent as exc:
-            self._dead_letter(letter, str(exc))
-        except Exception as exc:
-            _log_defect("task", exc)
-            self._dead_letter(letter, f"a defect of the worker ({type(exc).__name__}); see its log")
+        settle(self.broker, self._answer, message, {"task": "answer"})  # a letter without the texts
 
     def _embed(self, message: object) -> None:
         batch = Batch.parse(message, "message")
         folder = JobFolder(open_store(check_allowed(batch.to, self.allowed_stores)), batch.job)
-        self._commit(folder, batch.batch)
+        if not folder.has_part(batch.batch):
+            self._commit(folder, batch.batch)
+        self._hand_over(folder, batch.batch)
 
     def _answer(self, message: object) -> None:
         request = Request.parse(message, "message")
@@ -97,22 +61,26 @@ class Tasks:
         return self._outcomes(ids, list(request.texts), settings, Priority.INTERACTIVE, {})
 
     def _commit(self, folder: JobFolder, number: int) -> None:
-        """Admit, prepare, embed, commit. A part that is there means that all of it was done."""
-        if folder.has_part(number):
-            return
+        """Admit, prepare, embed, commit."""
         spec = folder.spec()
         self._check_model(spec.settings)
         self._check_spec(spec)
-        given = _STORE_POLICY(folder.input, number)
+        given = STORE_POLICY.copy()(folder.input, number)
         outcomes = self._batch_outcomes(folder, given, spec.settings)
         part = write_part(outcomes, spec.settings.encoding, folder.job, number)
-        written = _STORE_POLICY(folder.write_part, number, part)
+        written = STORE_POLICY.copy()(folder.write_part, number, part)
         totals = outcomes.totals()
         log.info(
             "batch job=%s batch=%d texts=%d errors=%d cached=%d tokens=%d%s",
             folder.job, number, totals.texts, totals.errors, totals.cached, totals.tokens,
             "" if written else " (another worker was first)",
         )  # fmt: skip
+
+    def _hand_over(self, folder: JobFolder, number: int) -> None:
+        """Have the part delivered. Done again after a crash: a delivery that has its receipt is not repeated."""
+        for destination in folder.spec().deliver_to:
+            if folder.receipt(destination.name, number) is None:
+                self.broker.publish(delivery(folder, number, destination.name), self.broker.deliver_queue)
 
     def _batch_outcomes(self, folder: JobFolder, given: Input, settings: EmbedSettings) -> Outcomes:
         """Every end of a batch is outcomes: vectors, cancelled, or settings that this worker can't satisfy."""
@@ -138,13 +106,6 @@ class Tasks:
         if spec.synthetic != (mine.engine == "synthetic"):
             raise ContractError(f"engine: this worker's is {mine.engine!r}, and the job wants another kind.")
 
-    def _dead_letter(self, message: object, reason: str) -> None:
-        log.error("dead letter: %s", reason)
-        try:
-            self.broker.dead_letter(message, reason)
-        except BrokerUnavailable as exc:
-            raise GiveBack(str(exc)) from None
-
     def _outcomes(
         self,
         ids: list[str],
@@ -159,14 +120,9 @@ class Tasks:
         except EngineUnavailable:
             raise
         except Exception as exc:
-            _log_defect("batch", exc)
+            log_defect("batch", exc)
             problem: Problem = ("internal_error", f"its batch failed in the worker ({type(exc).__name__}); see its log")
             return _failed(ids, settings, problem)
-
-
-def _log_defect(what: str, exc: Exception) -> None:
-    """Where it happened, without the exception's message, which may quote a text."""
-    log.error("%s failed: %s\n%s", what, type(exc).__name__, "".join(traceback.format_tb(exc.__traceback__)))
 
 
 def _failed(ids: list[str], settings: EmbedSettings, problem: Problem) -> Outcomes:

@@ -8,7 +8,6 @@ import logging
 import os
 import socket
 import threading
-import time
 from typing import Any, ClassVar
 
 from celery import bootsteps
@@ -57,10 +56,6 @@ class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]
                 return
 
     def _beat(self, channel: Any) -> None:
-        now = time.time()
-        held = dict.fromkeys(list(channel.qos._delivered), now)
-        if held:
-            # xx: what was acknowledged or given back meanwhile stays so.
-            self.broker.redis.zadd(channel.unacked_index_key, held, xx=True)
+        channel.renew()
         for queue in self.queues:
             self.broker.announce(queue, _NAME, self.lease_s)

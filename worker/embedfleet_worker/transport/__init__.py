@@ -1,1 +1,7 @@
-"""How messages are taken from a broker without a moment in which nobody has them."""
+"""How messages are taken from a broker without a moment in which nobody has them, one file a broker."""
+
+GIVEN_BACK_S = 2.0
+"""Until what was given back may be taken again, if nothing else was said: a dependency that is down makes none spin."""
+
+give_back_in_s: dict[str, float] = {}
+"""By delivery tag, seconds until a message that is about to be given back may be taken again: Celery hands on none."""

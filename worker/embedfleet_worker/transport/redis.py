@@ -6,17 +6,20 @@ the message, and with an engine busy in the same process that is not rare. Renew
 
 import logging
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.resources import files
 from queue import Empty
-from typing import Any
+from typing import Any, ClassVar
 
 import kombu.transport
 from kombu.transport import redis, virtual
 from redis.exceptions import RedisError, ResponseError
 
-from embedfleet_worker.transport import envelope
+from embedfleet.broker import CONNECT_TIMEOUT_S
+from embedfleet.redis import RedisBroker
+from embedfleet_worker.transport import GIVEN_BACK_S, envelope, give_back_in_s
 
 log = logging.getLogger(__name__)
 
@@ -26,19 +29,33 @@ _LEASE_SCRIPT = files(__package__).joinpath("lease.lua").read_text(encoding="utf
 # message waits at most this long for an idle worker and an interactive one not at all.
 _LOOK_S = 0.1
 _REFUSED_S = 1.0
-_GIVEN_BACK_S = 2.0
-RESERVED = 2
-"""Of the messages a consumer may hold, those that only the first queue's can be: bulk never takes every slot."""
 
 
-def install() -> None:
-    """Have every redis:// URL of this process use this transport: the scheme decides, whatever Celery is told.
+def install(broker: RedisBroker, limits: Mapping[str, int]) -> dict[str, Any]:
+    """Have every redis:// URL of this process use this transport; Celery's options for it.
 
-    kombu remembers what it resolved before; a worker that went on with the stock transport would lose messages.
+    The scheme decides, whatever Celery is told: kombu remembers what it resolved before, and a worker that went on
+    with the stock transport would lose messages. ``limits``: messages held at once, by queue.
     """
+    Channel.broker, Channel.limits = broker, limits
     for scheme in ("redis", "rediss"):
         kombu.transport.TRANSPORT_ALIASES[scheme] = _NAME
         kombu.transport._transport_cache.pop(scheme, None)
+    return {
+        "socket_connect_timeout": CONNECT_TIMEOUT_S,
+        "socket_timeout": CONNECT_TIMEOUT_S,  # a server that hangs would hold the worker's loop
+        "visibility_timeout": broker.settings.lease_s,
+        "queue_order_strategy": "priority",  # queues in the order they are consumed: interactive first
+        # Batches of a dead worker are given out again a second after their lease ended.
+        "unacked_restore_interval": 1,
+        "unacked_restore_throttle": 1,
+        "unacked_mutex_expire": 5,
+        # No retries of kombu's own below Celery's: it would try for seconds each time.
+        "max_retries": 0,
+        "interval_start": 0,
+        "interval_step": 0,
+        "interval_max": 0,
+    }
 
 
 class QoS(redis.QoS):  # type: ignore[misc]
@@ -55,6 +72,7 @@ class QoS(redis.QoS):  # type: ignore[misc]
         notices that Redis is back.
         """
         virtual.QoS.ack(self, delivery_tag)
+        self.channel.held.pop(delivery_tag, None)
         with _told(), self.channel.conn_or_acquire() as client:
             # Not in a transaction: Redis at its memory limit refuses all of one, and then nothing would ever drain.
             pipe = client.pipeline(transaction=False)
@@ -69,8 +87,10 @@ class QoS(redis.QoS):  # type: ignore[misc]
             self.ack(delivery_tag)
             return
         virtual.QoS.ack(self, delivery_tag)
+        self.channel.held.pop(delivery_tag, None)
+        delay_s = give_back_in_s.pop(delivery_tag, GIVEN_BACK_S)
         with _told(), self.channel.conn_or_acquire() as client:
-            ends = time.time() - self.visibility_timeout + _GIVEN_BACK_S
+            ends = time.time() - self.visibility_timeout + delay_s
             client.zadd(self.unacked_index_key, {delivery_tag: ends}, xx=True)
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
@@ -95,15 +115,31 @@ class Channel(redis.Channel):  # type: ignore[misc]
     """Sends the lease script where the stock channel sends BRPOP, and a look that removes nothing when all is empty."""
 
     QoS = QoS
+    broker: ClassVar[RedisBroker]
+    limits: ClassVar[Mapping[str, int]]
     _looking = False
 
+    def __init__(self, connection: Any, **kwargs: Any) -> None:
+        self.held: dict[str, str] = {}
+        """Queues of the messages that are held, by delivery tag."""
+        super().__init__(connection, **kwargs)
+
+    def renew(self) -> None:
+        """Lengthen the leases of what is held. Raises RedisError and OSError."""
+        held = dict.fromkeys(list(self.held), time.time())
+        if held:
+            # xx: what was acknowledged or given back meanwhile stays so.
+            self.broker.redis.zadd(self.unacked_index_key, held, xx=True)
+
+    def _with_room(self, queues: list[str]) -> list[str]:
+        """Those of which more may be held: none is kept waiting by another's work."""
+        held = Counter(self.held.values())
+        return [queue for queue in queues if held[queue] < self.limits[queue]]
+
     def _brpop_start(self, timeout: float | None = None) -> None:  # noqa: ARG002 - kombu's interface
-        queues = self._queue_cycle.consume(len(self.active_queues))
+        queues = self._with_room(self._queue_cycle.consume(len(self.active_queues)))
         if not queues:
             return
-        room = self.qos.can_consume_max_estimate()  # None: no limit
-        if room is not None and room <= RESERVED:
-            queues = queues[:1]
         self._in_poll = self.client.connection
         self._brpop_sent_at = time.monotonic()
         if self._looking:
@@ -136,6 +172,7 @@ class Channel(redis.Channel):  # type: ignore[misc]
         if looked or reply is None:
             raise Empty
         queue, message, tag = reply
+        self.held[tag.decode()] = queue.decode()
         try:
             self.connection._deliver(envelope.read(message), queue.decode())
         except (RedisError, OSError):  # not kombu's connection_errors: those have KeyError among them
@@ -147,6 +184,7 @@ class Channel(redis.Channel):  # type: ignore[misc]
 
     def _set_aside(self, message: bytes, tag: str) -> None:
         """Out of the leases, into the quarantine, for a person to look at; where Redis refuses, when it comes again."""
+        self.held.pop(tag, None)
         if tag in self.qos._delivered:
             virtual.QoS.ack(self.qos, tag)
         with suppress(ResponseError), self.conn_or_acquire() as client, client.pipeline() as pipe:

@@ -1,0 +1,52 @@
+"""A job at one moment, and what was read of it so far. Not how it is read (job.py)."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from embedfleet.contract import Totals
+from embedfleet.delivering import DeliveryStatus
+from embedfleet.tables import PartInfo
+
+State = Literal["open", "running", "embedded", "done", "cancelled"]
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """A job at one moment."""
+
+    job: str
+    state: State
+    batches_done: int
+    batches: int | None
+    """None until the producer has sealed the job."""
+    texts: int | None
+    """None until sealed; ``totals.texts`` counts those with an outcome."""
+    totals: Totals
+    finished: bool
+    """Whether every batch has its outcome and every delivery ended."""
+    deliveries: tuple[DeliveryStatus, ...] = ()
+    """One a destination, once every batch has its outcome."""
+
+    @property
+    def dead_deliveries(self) -> int:
+        """How many parts will not reach a destination of theirs."""
+        return sum(delivery.dead for delivery in self.deliveries)
+
+
+@dataclass
+class PartsSeen:
+    """What was read of the parts so far, so that watching reads each part's end once."""
+
+    numbers: set[int] = field(default_factory=set)
+    low: int = -1
+    """Every part up to this number was seen: listings start behind it."""
+    totals: Totals = field(default_factory=Totals)
+    provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def add(self, number: int, info: PartInfo) -> None:
+        """Count a part."""
+        self.numbers.add(number)
+        self.totals.add(info.totals)
+        self.provenance.setdefault(repr(sorted(info.provenance.items())), info.provenance)
+        while self.low + 1 in self.numbers:
+            self.low += 1

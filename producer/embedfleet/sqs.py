@@ -1,0 +1,208 @@
+"""SQS as broker: sending by tens, finding and making queues. Leases are the worker's (its transport/sqs.py).
+
+Credentials, roles, proxies and a stand-in's endpoint are AWS' own variables (AWS_PROFILE, AWS_ENDPOINT_URL and so on).
+"""
+
+import json
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from embedfleet.broker import CONNECT_TIMEOUT_S, PUBLISH_POLICY, Broker, masked_reason
+from embedfleet.envelope import Message, wrap
+from embedfleet.errors import BrokerUnavailable, ConfigurationError
+from embedfleet.settings import FleetSettings, mask_url
+
+TENS = 10
+"""Entries of one batch request at most."""
+MAX_BYTES = 1024 * 1024
+"""Of one message, and of all in one request."""
+RETENTION_S = 14 * 24 * 3600  # the most SQS keeps: time for a person to come back from leave
+MAX_RECEIVES = 1000  # the most SQS allows: it counts what is given back too, so only what goes on for ever ends here
+_READ_TIMEOUT_S = 30  # longer than the longest poll, 20 s
+_MISSING = "AWS.SimpleQueueService.NonExistentQueue"
+
+
+class SqsBroker(Broker):
+    """The queues of one account and region. It carries messages one way: no replies, no list of workers."""
+
+    def __init__(self, settings: FleetSettings, url: str) -> None:
+        super().__init__(settings, url)
+        config = Config(
+            connect_timeout=CONNECT_TIMEOUT_S,
+            read_timeout=_READ_TIMEOUT_S,
+            retries={"total_max_attempts": 1},  # one retry policy, ours
+            max_pool_connections=32,
+        )
+        try:
+            self._client = boto3.session.Session().client("sqs", region_name=_region(url), config=config)
+        except (BotoCoreError, ValueError) as exc:
+            raise ConfigurationError(f"broker {mask_url(url)}: {masked_reason(exc)}.") from None
+        self._urls: dict[str, str] = {}
+
+    def call(self, operation: str, queue: str, **arguments: Any) -> Any:
+        """An SQS operation on a queue. Raises BrokerUnavailable, and ConfigurationError if there is no such queue."""
+        return self._call(operation, queue, QueueUrl=self._queue_url(queue), **arguments)
+
+    def check(self, *queues: str) -> None:
+        """Find the queues; without any, ask for a sign of life."""
+        for queue in queues:
+            self._queue_url(queue)
+        if not queues:
+            self._call("list_queues", "", MaxResults=1)
+
+    def publish_all(self, messages: Sequence[Message], queue: str) -> None:
+        """By tens; what SQS did not take of a request is sent again."""
+        for start in range(0, len(messages), TENS):
+            left = list(messages[start : start + TENS])
+            PUBLISH_POLICY.copy()(self._send, left, queue)
+
+    def depth(self, queue: str) -> int:
+        """Messages waiting, approximately."""
+        name = "ApproximateNumberOfMessages"
+        return int(self.call("get_queue_attributes", queue, AttributeNames=[name])["Attributes"][name])
+
+    def dead_letter(self, message: object, reason: str) -> None:
+        """Send it to the dead-letter queue; of one too large for that only the reason is kept."""
+        letter = {"message": message, "reason": reason, "at": time.time()}
+        body = json.dumps(letter)
+        if len(body) > MAX_BYTES:
+            body = json.dumps({**letter, "message": None})
+        self.call("send_message", self.dead_queue, MessageBody=body)
+
+    def find_or_make(self, queue: str) -> bool:
+        """Whether the queue had to be made, or given retention and dead letters. Make the dead-letter queue first."""
+        wanted = self._attributes(queue)
+        try:
+            found = self.call("get_queue_attributes", queue, AttributeNames=["All"])["Attributes"]
+        except ConfigurationError:
+            self._call("create_queue", queue, QueueName=queue, Attributes=wanted)
+            return True
+        lacking = {name: value for name, value in wanted.items() if not _enough(name, found.get(name))}
+        if lacking:
+            self.call("set_queue_attributes", queue, Attributes=lacking)
+        return bool(lacking)
+
+    def lacks(self, queue: str) -> str | None:
+        """What is missing of a queue, for people; None when nothing is."""
+        try:
+            found = self.call("get_queue_attributes", queue, AttributeNames=["All"])["Attributes"]
+        except ConfigurationError:
+            return f"{queue} is not there"
+        if not _enough("MessageRetentionPeriod", found.get("MessageRetentionPeriod")):
+            return f"{queue} keeps messages for less than 14 days"
+        if queue != self.dead_queue and not _enough("RedrivePolicy", found.get("RedrivePolicy")):
+            return f"{queue} has no dead-letter queue"
+        return None
+
+    def announce(self, queue: str, worker: str, ttl_s: float) -> None:
+        """Nobody can ask."""
+
+    def withdraw(self, queue: str, worker: str) -> None:
+        """Nobody can ask."""
+
+    def workers(self, queue: str) -> None:
+        """Not known: SQS does not say who receives."""
+
+    def clock(self) -> float:
+        """Not needed where nobody waits for an answer."""
+        raise self._no_replies()
+
+    def reply(self, key: str, payload: bytes) -> None:  # noqa: ARG002
+        """Impossible."""
+        raise self._no_replies()
+
+    def await_reply(self, key: str, timeout_s: float) -> bytes:  # noqa: ARG002
+        """Impossible."""
+        raise self._no_replies()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def _no_replies(self) -> ConfigurationError:
+        return ConfigurationError(
+            f"broker {self.url}: SQS carries no answers back. Use `enqueue` or `submit`, or a Redis broker for `embed`."
+        )
+
+    def _send(self, left: list[Message], queue: str) -> None:
+        """Send what is left; what was taken is taken off the list, so that trying again sends the rest only."""
+        taken = _fitting([wrap(message, queue) for message in left])
+        entries = [{"Id": str(row), "MessageBody": body} for row, body in enumerate(taken)]
+        failed = self.call("send_message_batch", queue, Entries=entries).get("Failed", [])
+        refused = {int(entry["Id"]) for entry in failed}
+        left[:] = [message for row, message in enumerate(left) if row in refused or row >= len(taken)]
+        if failed:
+            raise BrokerUnavailable(f"broker {self.url}: {len(failed)} messages were not taken ({failed[0]['Code']}).")
+        if left:
+            self._send(left, queue)
+
+    def _attributes(self, queue: str) -> dict[str, str]:
+        attributes = {"MessageRetentionPeriod": str(RETENTION_S), "SqsManagedSseEnabled": "true"}
+        if queue != self.dead_queue:
+            dead = self.call("get_queue_attributes", self.dead_queue, AttributeNames=["QueueArn"])["Attributes"]
+            redrive = {"deadLetterTargetArn": dead["QueueArn"], "maxReceiveCount": MAX_RECEIVES}
+            attributes["RedrivePolicy"] = json.dumps(redrive)
+            attributes["VisibilityTimeout"] = str(int(self.settings.lease_s))
+        return attributes
+
+    def _queue_url(self, queue: str) -> str:
+        if queue not in self._urls:
+            self._urls[queue] = self._call("get_queue_url", queue, QueueName=queue)["QueueUrl"]
+        return self._urls[queue]
+
+    def _call(self, operation: str, queue: str, **arguments: Any) -> Any:
+        try:
+            return getattr(self._client, operation)(**arguments)
+        except ClientError as exc:
+            code = exc.response.get("Error", {}).get("Code", "")
+            if code in (_MISSING, "QueueDoesNotExist"):
+                self._urls.pop(queue, None)
+                raise ConfigurationError(
+                    f"broker {self.url}: the queue {queue} is not there. Make it with `embedfleet doctor --fix`, or "
+                    "correct EMBEDFLEET_QUEUE_PREFIX, EMBEDFLEET_MODEL and EMBEDFLEET_REVISION."
+                ) from None
+            raise self._unavailable(exc) from None
+        except (BotoCoreError, OSError) as exc:
+            raise self._unavailable(exc) from None
+
+    def _unavailable(self, exc: Exception) -> BrokerUnavailable:
+        """Also for credentials that are refused: they expire and are renewed."""
+        return BrokerUnavailable(
+            f"broker {self.url}: it can't be reached ({masked_reason(exc)}). Check the region, the credentials in AWS' "
+            "own variables or the machine's role, and that they may use the queues."
+        )
+
+
+def _region(url: str) -> str:
+    parts = urlsplit(url)
+    region = parts.netloc
+    if not re.fullmatch(r"[a-z]{2}[a-z-]*-\d", region) or parts.path.strip("/") or parts.query or parts.fragment:
+        raise ConfigurationError(
+            f"broker {mask_url(url)}: it looks like sqs://eu-central-1, the region and nothing else. Credentials come "
+            "from AWS' own variables or the machine's role, the endpoint of a stand-in from AWS_ENDPOINT_URL."
+        )
+    return region
+
+
+def _fitting(bodies: list[str]) -> list[str]:
+    """As many as one request may hold; at least one."""
+    size = 0
+    for row, body in enumerate(bodies):
+        size += len(body)
+        if row and size > MAX_BYTES:
+            return bodies[:row]
+    return bodies
+
+
+def _enough(name: str, found: str | None) -> bool:
+    """Whether an attribute that is there will do: who made the queue may have wanted another lease, or more letters."""
+    if name == "MessageRetentionPeriod":
+        return int(found or 0) >= RETENTION_S
+    return found is not None

@@ -1,0 +1,103 @@
+"""The deliver task: one part to one destination, then its receipt. Not how it is brought there (destinations/)."""
+
+import logging
+import random
+import threading
+import time
+from typing import Any, Literal
+
+from embedfleet.broker import Broker
+from embedfleet.contract import Delivery, Receipt
+from embedfleet.destinations import Target
+from embedfleet.errors import DestinationRefused, DestinationUnavailable
+from embedfleet.jobfolder import JobFolder, now
+from embedfleet.settings import FleetSettings
+from embedfleet.store import check_allowed, open_store
+from embedfleet_worker.destinations.base import Destination, Parcel
+from embedfleet_worker.settling import STORE_POLICY, GiveBack, settle
+
+log = logging.getLogger(__name__)
+
+_GIVE_UP_S = 24 * 3600  # a receiver that is down over night gets everything in the morning
+_AGAIN_S, _AGAIN_MAX_S = 2.0, 900.0
+
+
+class Deliveries:
+    """Brings parts to destinations. Thread-safe."""
+
+    def __init__(self, broker: Broker, settings: FleetSettings) -> None:
+        self._broker = broker
+        self._settings = settings
+        self._open: dict[str, Destination[Any]] = {}
+        self._lock = threading.Lock()
+
+    def deliver(self, message: object) -> None:
+        """One delivery: a receipt when this returns, or a dead letter. Raises GiveBack only."""
+        settle(self._broker, self._deliver, message, message)
+
+    def close(self) -> None:
+        """Close the connections to destinations."""
+        for destination in self._open.values():
+            destination.close()
+
+    def _deliver(self, message: object) -> None:
+        delivery = Delivery.parse(message, "message")
+        folder = JobFolder(open_store(check_allowed(delivery.to, self._settings.stores)), delivery.job)
+        receipt = folder.receipt(delivery.destination, delivery.batch)
+        if receipt is not None and receipt.state == "confirmed":
+            return
+        target = folder.destination(delivery.destination)
+        receipt = self._receipt(target, Parcel(folder, delivery.batch, delivery.destination), delivery.since)
+        STORE_POLICY.copy()(folder.write_receipt, receipt)
+        log.log(
+            logging.INFO if receipt.state == "confirmed" else logging.ERROR,
+            "delivery job=%s batch=%d destination=%s %s: %s",
+            folder.job, delivery.batch, delivery.destination, receipt.state, receipt.detail,
+        )  # fmt: skip
+
+    def _receipt(self, target: Target, parcel: Parcel, since: float) -> Receipt:
+        """How the delivery ended. Raises GiveBack when it has not."""
+        state: Literal["confirmed", "dead"] = "confirmed"
+        try:
+            detail = self._destination(target).deliver(target, parcel)
+        except DestinationRefused as exc:
+            state, detail = "dead", str(exc)
+        except DestinationUnavailable as exc:
+            age_s = max(time.time() - since, 0)
+            if age_s <= _GIVE_UP_S:
+                log.warning("delivery given back: %s", exc)
+                raise GiveBack(str(exc), delay_s=exc.retry_after_s or again_in_s(age_s)) from None
+            state, detail = "dead", f"given up after {_GIVE_UP_S // 3600} h: {exc}"
+        return Receipt(
+            job=parcel.folder.job,
+            batch=parcel.batch,
+            destination=parcel.destination,
+            state=state,
+            detail=detail,
+            at=now(),
+        )
+
+    def _destination(self, target: Target) -> Destination[Any]:
+        """The one object a kind; its driver is imported when it is first needed."""
+        with self._lock:
+            if target.kind not in self._open:
+                self._open[target.kind] = _make(target.kind, self._settings)
+            return self._open[target.kind]
+
+
+def again_in_s(age_s: float) -> float:
+    """Until the next try, growing with the time since the first: without a count that somebody has to keep.
+
+    Each wait is half of the time that passed, from 2 s to a quarter of an hour, a quarter more or less.
+    """
+    return min(max(age_s / 2, _AGAIN_S), _AGAIN_MAX_S) * random.uniform(0.75, 1.25)
+
+
+def _make(kind: str, settings: FleetSettings) -> Destination[Any]:
+    if kind == "webhook":
+        from embedfleet_worker.destinations.webhook import WebhookDestination
+
+        return WebhookDestination(settings)
+    from embedfleet_worker.destinations.pgvector import PgvectorDestination
+
+    return PgvectorDestination(settings)

@@ -1,0 +1,61 @@
+"""How every task ends: done, given back, or a dead letter. Not what it does (tasks.py, deliveries.py).
+
+Celery loses what raises: a failed task is acknowledged or stuck. So every way out is written down here: a return
+acknowledges, ``GiveBack`` puts the message back, everything else has become a dead letter.
+"""
+
+import logging
+import traceback
+from collections.abc import Callable
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_exponential_jitter
+
+from embedfleet.broker import Broker
+from embedfleet.errors import BrokerUnavailable, Permanent, Retryable, StoreUnavailable
+
+log = logging.getLogger(__name__)
+
+# Creating a part again is safe: it either wins or finds that it is there.
+STORE_POLICY = Retrying(
+    retry=retry_if_exception_type(StoreUnavailable),
+    stop=stop_after_attempt(5) | stop_after_delay(20),
+    wait=wait_exponential_jitter(multiplier=0.2, max=5),
+    reraise=True,
+)
+
+
+class GiveBack(Exception):
+    """The message is to go back to the queue: another try, here or elsewhere, may succeed. ``delay_s``: not before."""
+
+    def __init__(self, message: str, delay_s: float | None = None) -> None:
+        super().__init__(message)
+        self.delay_s = delay_s
+
+
+def settle(broker: Broker, work: Callable[[object], None], message: object, letter: object) -> None:
+    """Do the work; whatever goes wrong becomes GiveBack, or a dead letter with ``letter`` as the message."""
+    try:
+        work(message)
+    except GiveBack:
+        raise
+    except Retryable as exc:
+        log.warning("given back: %s", exc)
+        raise GiveBack(str(exc)) from None
+    except Permanent as exc:
+        _dead_letter(broker, letter, str(exc))
+    except Exception as exc:
+        log_defect("task", exc)
+        _dead_letter(broker, letter, f"a defect of the worker ({type(exc).__name__}); see its log")
+
+
+def log_defect(what: str, exc: Exception) -> None:
+    """Where it happened, without the exception's message, which may quote a text."""
+    log.error("%s failed: %s\n%s", what, type(exc).__name__, "".join(traceback.format_tb(exc.__traceback__)))
+
+
+def _dead_letter(broker: Broker, message: object, reason: str) -> None:
+    log.error("dead letter: %s", reason)
+    try:
+        broker.dead_letter(message, reason)
+    except (BrokerUnavailable, Permanent) as exc:
+        raise GiveBack(str(exc)) from None
