@@ -3,35 +3,38 @@
 What becomes of errors is in entry.py.
 """
 
-import contextlib
 import json
-import os
-import shlex
-import sys
 import time
-from typing import Any
+from dataclasses import asdict
 
 import click
 
 import embedfleet
-from embedfleet import doctor as checks
 from embedfleet import models as profiles
+from embedfleet import operate
 from embedfleet.client import Fleet
 from embedfleet.contract import EmbedSettings, Overflow
+from embedfleet.destinations import Target, parse_destination
 from embedfleet.errors import ConfigurationError
-from embedfleet.local import LocalFleet, worker_environment
-from embedfleet.options import embed_options, fleet_options
-from embedfleet.progress import bar, say
+from embedfleet.jobstatus import JobStatus
+from embedfleet.options import embed_options, fleet_options, json_option, store_of, store_uri
+from embedfleet.progress import bar, dead, say, say_deliveries
 from embedfleet.running import Source, command_line, exit_code, resumable, running
 from embedfleet.settings import FleetSettings
-from embedfleet.store import Store, canonical_uri, open_store
 
 to_option = click.option("--to", default=None, help="Folder or URI for the job folder; default: the store.")
 text_field_option = click.option("--text-field", default="text", show_default=True, help="Field of the text.")
 id_field_option = click.option("--id-field", default=None, help="Field of the id; default: id, else the line's number.")
 key_option = click.option("--key", default=None, help="Idempotency key; default: from the inputs and settings.")
+deliver_option = click.option(
+    "--deliver-to",
+    "deliver_to",
+    multiple=True,
+    metavar="DESTINATION",
+    callback=lambda _context, _option, typed: tuple(parse_destination(text) for text in typed),
+    help="Where the vectors go after the store: https://host/path (a webhook) or pgvector:TABLE. May be repeated.",
+)
 quiet_option = click.option("--quiet", is_flag=True, help="No progress bar.")
-json_option = click.option("--json", "as_json", is_flag=True, help="For machines: JSON on stdout.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -50,6 +53,7 @@ def cli() -> None:
 @text_field_option
 @id_field_option
 @key_option
+@deliver_option
 @quiet_option
 @json_option
 @fleet_options
@@ -60,6 +64,7 @@ def embed(
     text_field: str,
     id_field: str | None,
     key: str | None,
+    deliver_to: tuple[Target, ...],
     quiet: bool,
     as_json: bool,
     fleet: FleetSettings,
@@ -70,15 +75,15 @@ def embed(
     Without a broker everything runs here, for as long as the command does. Stopped, the same command goes on.
     """
     resolved = profiles.resolve(settings, fleet.model)
-    source = Source(inputs, text_field, id_field, key, resolved, fleet, _store_uri(fleet, to))
-    store = _store(fleet, to)
+    source = Source(inputs, text_field, id_field, key, resolved, fleet, store_uri(fleet, to))
+    store = store_of(fleet, to)
     with running(fleet, store) as run, resumable(source.resume_hint()), bar(source.texts, quiet=quiet) as shown:
         before, begun = run.done_before(store, source.key), time.monotonic()
         records = run.supervised(source.records(), shown)
-        job = run.fleet.submit(records, settings=settings, to=store.uri, key=source.key)
+        job = run.fleet.submit(records, settings=settings, to=store.uri, key=source.key, deliver_to=deliver_to)
         summary = run.follow(job, begun, before, shown)
     say(summary, job, as_json=as_json)
-    return exit_code(summary["state"], summary["errors"])
+    return exit_code(summary["state"], summary["errors"] + dead(summary))
 
 
 @cli.command()
@@ -87,6 +92,7 @@ def embed(
 @text_field_option
 @id_field_option
 @key_option
+@deliver_option
 @json_option
 @fleet_options
 @embed_options
@@ -96,6 +102,7 @@ def submit(
     text_field: str,
     id_field: str | None,
     key: str | None,
+    deliver_to: tuple[Target, ...],
     as_json: bool,
     fleet: FleetSettings,
     settings: EmbedSettings,
@@ -104,10 +111,12 @@ def submit(
     with Fleet(**dict(fleet)) as client:
         client.broker.check()
         resolved = profiles.resolve(settings, fleet.model)
-        source = Source(inputs, text_field, id_field, key, resolved, fleet, _store_uri(fleet, to))
-        store = _store(fleet, to)
+        source = Source(inputs, text_field, id_field, key, resolved, fleet, store_uri(fleet, to))
+        store = store_of(fleet, to)
         with resumable(source.resume_hint()):
-            job = client.submit(source.records(), settings=settings, to=store.uri, key=source.key)
+            job = client.submit(
+                source.records(), settings=settings, to=store.uri, key=source.key, deliver_to=deliver_to
+            )
     click.echo(json.dumps({"job": job.id, "uri": job.uri}) if as_json else job.uri)
 
 
@@ -131,7 +140,7 @@ def watch(job: str, quiet: bool, as_json: bool, fleet: FleetSettings) -> int:
         for now in Fleet(**dict(fleet)).job(job).watch():
             shown.show(now)
     _say_status(now, as_json)
-    return exit_code(now.state, now.totals.errors)
+    return exit_code(now.state, now.totals.errors + now.dead_deliveries)
 
 
 @cli.command()
@@ -164,7 +173,30 @@ def retry(job: str, on_overflow: Overflow | None, quiet: bool, as_json: bool, fl
         with bar(None, quiet=quiet) as shown:
             summary = run.follow(child, begun, before, shown)
     say(summary, child, as_json=as_json)
-    return exit_code(summary["state"], summary["errors"] or failed.errors_left().total())
+    return exit_code(summary["state"], (summary["errors"] or failed.errors_left().total()) + dead(summary))
+
+
+@cli.command()
+@click.argument("job")
+@deliver_option
+@quiet_option
+@json_option
+@fleet_options
+def deliver(job: str, deliver_to: tuple[Target, ...], quiet: bool, as_json: bool, fleet: FleetSettings) -> int:
+    """Send the vectors of JOB on, without embedding, and wait: what a destination has confirmed is not sent again."""
+    if not deliver_to:
+        raise ConfigurationError("no destination: give --deliver-to https://host/path or pgvector:TABLE.")
+    with Fleet(**dict(fleet)) as client:
+        finished = client.job(job)
+    fleet = fleet.model_copy(update={"queues": ("deliver",)})  # a worker started here needs no engine
+    with running(fleet, finished.folder.store) as run, resumable(f"Go on with: {command_line()}"):
+        handle, begun = run.fleet.job(finished.uri), time.monotonic()
+        for destination in deliver_to:
+            handle.deliver(destination)
+        with bar(None, quiet=quiet) as shown:
+            summary = run.follow(handle, begun, finished.status().totals.texts, shown)
+    say(summary, handle, as_json=as_json)
+    return exit_code(summary["state"], dead(summary))
 
 
 @cli.command()
@@ -176,107 +208,16 @@ def cancel(job: str, fleet: FleetSettings) -> None:
     click.echo(f"{handle.cancel().state}: {handle.uri}")
 
 
-@cli.command()
-@fleet_options
-def worker(fleet: FleetSettings) -> None:
-    """Run a worker at the broker, in this process, until SIGTERM."""
-    command = [sys.executable, "-m", "embedfleet_worker"]
-    os.execve(sys.executable, command, worker_environment(fleet))
-
-
-@cli.command()
-@fleet_options
-def up(fleet: FleetSettings) -> None:
-    """Run a fleet on this machine, an embedded Redis and a worker, until Ctrl-C. Its queue ends with it.
-
-    Prints the variables with which other commands find it.
-    """
-    store = _store(fleet, None)
-    with LocalFleet(fleet.model_copy(update={"store": store.uri}), log_to_file=False) as local:
-        local.wait_ready()
-        for name, value in local.settings.shared().items():
-            click.echo(f"export {name}={shlex.quote(value)}")
-        sys.stdout.flush()
-        with contextlib.suppress(KeyboardInterrupt):
-            while True:
-                local.check()
-                time.sleep(0.5)
-
-
-@cli.group(invoke_without_command=True)
-@click.pass_context
-def models(context: click.Context) -> None:
-    """The models whose profiles are known."""
-    if context.invoked_subcommand is None:
-        for profile in profiles.PROFILES.values():
-            lengths = f"{profile.min_dimensions}-{profile.dimensions}" if profile.min_dimensions else profile.dimensions
-            click.echo(f"{profile.name:45} dimensions {lengths!s:9} tokens {profile.max_tokens}")
-
-
-@models.command()
-@click.argument("name")
-def show(name: str) -> None:
-    """What is known of the model NAME, a hub id or a folder."""
-    for field, value in vars(profiles.profile_of(name)).items():
-        click.echo(f"{field}: {json.dumps(value, ensure_ascii=False)}")
-
-
-@cli.group()
-def config() -> None:
-    """The settings of this fleet."""
-
-
-@config.command(name="show")
-@json_option
-@fleet_options
-def config_show(as_json: bool, fleet: FleetSettings) -> None:
-    """Every setting with its value, passwords masked."""
-    values = fleet.masked()
-    if as_json:
-        click.echo(json.dumps(values))
-        return
-    for name, value in values.items():
-        shown = ",".join(value) if isinstance(value, tuple) else value
-        click.echo(f"EMBEDFLEET_{name.upper()}={'' if shown is None else shown}")
-
-
-@cli.command()
-@json_option
-@click.option("--fix", is_flag=True, help="Make the queues on SQS that are missing, with dead letters.")
-@fleet_options
-def doctor(as_json: bool, fix: bool, fleet: FleetSettings) -> int:
-    """Check broker, queues, store, model and accelerator, each with what to do when it fails."""
-    found = [check(fleet) for check in checks.CHECKS]
-    if fix:
-        found = [checks.queues(fleet, fix=True) if result.name == "queues" else result for result in found]
-    if as_json:
-        click.echo(json.dumps([vars(result) for result in found]))
-    else:
-        for result in found:
-            click.echo(f"{'ok  ' if result.ok else 'FAIL'} {result.name}: {result.detail}")
-            if not result.ok:
-                click.echo(f"     {result.remedy}")
-    return 0 if all(result.ok for result in found) else 2
-
-
-def _store_uri(fleet: FleetSettings, to: str | None) -> str:
-    uri = to or fleet.store
-    if uri is None:
-        raise ConfigurationError("no store: give --to FOLDER or set EMBEDFLEET_STORE.")
-    return canonical_uri(uri)
-
-
-def _store(fleet: FleetSettings, to: str | None) -> Store:
-    """The store to write to, tried before anything is queued."""
-    store = open_store(_store_uri(fleet, to), make=True)
-    store.check_writable()
-    return store
-
-
-def _say_status(now: Any, as_json: bool) -> None:
+def _say_status(now: JobStatus, as_json: bool) -> None:
     totals = now.totals.model_dump()
     if as_json:
-        click.echo(json.dumps({**{k: v for k, v in vars(now).items() if k != "totals"}, **totals, "total": now.texts}))
+        fields = {name: value for name, value in asdict(now).items() if name != "totals"}
+        click.echo(json.dumps({**fields, **totals, "total": now.texts}))
         return
     of = f" of {now.batches}" if now.batches is not None else ""
     click.echo(f"{now.state}: {now.batches_done}{of} batches, {totals['texts']:,} texts, {totals['errors']:,} errors")
+    say_deliveries(now.job, [asdict(delivery) for delivery in now.deliveries])
+
+
+for command in (operate.worker, operate.up, operate.models, operate.config, operate.doctor):
+    cli.add_command(command)

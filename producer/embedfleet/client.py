@@ -173,7 +173,11 @@ class Fleet:
 
     def workers(self, model: str | None = None) -> list[str] | None:
         """Names of the workers of a model that are running, as far as they lately said so; None: SQS can't say."""
-        return self.broker.workers(self.broker.queue(model or self.settings.model, "bulk"))
+        return self.broker.workers(self._queue(EmbedSettings(model=model), "bulk"))
+
+    def deliverers(self) -> list[str] | None:
+        """Names of the workers that deliver, as with :meth:`workers`."""
+        return self.broker.workers(self.broker.deliver_queue)
 
     def close(self) -> None:
         """Close the connections."""

@@ -72,7 +72,7 @@ class LocalFleet:
 
     def wait_ready(self) -> None:
         """Wait until the worker consumes. Raises ConfigurationError or EngineUnavailable with what its log says."""
-        queue = self.broker.queue(self.settings.model, "bulk")
+        queue = self.broker.lane(self.settings.queues[-1])
         while not self.broker.workers(queue):
             self.check()
             time.sleep(0.1)

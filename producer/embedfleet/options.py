@@ -1,4 +1,4 @@
-"""Command-line options made from the fields of FleetSettings and EmbedSettings: each is defined once, there."""
+"""Options that commands share, most made from the fields of FleetSettings and EmbedSettings: defined once, there."""
 
 import types
 import typing
@@ -10,10 +10,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from embedfleet.contract import EmbedSettings, describe
-from embedfleet.errors import SettingsError
+from embedfleet.errors import ConfigurationError, SettingsError
 from embedfleet.settings import FleetSettings, load
+from embedfleet.store import Store, canonical_uri, open_store
 
 Command = Callable[..., Any]
+
+json_option = click.option("--json", "as_json", is_flag=True, help="For machines: JSON on stdout.")
 
 
 def fleet_options(command: Command) -> Command:
@@ -72,3 +75,18 @@ def _named(run: Command, command: Command) -> Command:
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     run.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
     return run
+
+
+def store_uri(fleet: FleetSettings, to: str | None) -> str:
+    """Canonical URI of the store that --to names, or else the fleet's. Raises ConfigurationError for none."""
+    uri = to or fleet.store
+    if uri is None:
+        raise ConfigurationError("no store: give --to FOLDER or set EMBEDFLEET_STORE.")
+    return canonical_uri(uri)
+
+
+def store_of(fleet: FleetSettings, to: str | None) -> Store:
+    """The store to write to, tried before anything is queued."""
+    store = open_store(store_uri(fleet, to), make=True)
+    store.check_writable()
+    return store

@@ -1,10 +1,12 @@
 """What a person sees of a running job: a bar on stderr, a summary on stdout. Not the job."""
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -37,9 +39,10 @@ class Bar:
         totals, now = status.totals, time.monotonic()
         self._first = self._first or (now, totals.texts)
         begun, before = self._first
+        delivered = sum(delivery.confirmed + delivery.dead for delivery in status.deliveries)
         self._progress.update(
             self._task,
-            description="",
+            description=f"{delivered:,} deliveries ·" if status.deliveries else "",
             total=status.texts or self._total,
             completed=totals.texts,
             rate=(totals.texts - before) / max(now - begun, 0.001),
@@ -85,7 +88,25 @@ def summary_of(job: Job, status: JobStatus, seconds: float, before: int = 0) -> 
         "seconds": round(seconds, 3),
         "texts_per_s": round(rate, 1),
         "tokens_per_s": round(tokens / seconds if seconds > 0 else 0.0, 1),
+        "deliveries": [asdict(delivery) for delivery in status.deliveries],
     }
+
+
+def dead(summary: dict[str, Any]) -> int:
+    """How many parts will not reach a destination."""
+    return sum(delivery["dead"] for delivery in summary["deliveries"])
+
+
+def say_deliveries(job: str, deliveries: list[dict[str, Any]]) -> None:
+    """A line a destination, and why something will not reach it."""
+    for delivery in deliveries:
+        click.echo(f"{delivery['destination']}: {delivery['confirmed']:,} batches confirmed, {delivery['dead']:,} dead")
+        if delivery["dead"]:
+            click.echo(
+                f"dead: {delivery['reason']} When that is mended: embedfleet deliver {job} --deliver-to "
+                f"{shlex.quote(delivery['destination'])}",
+                err=True,
+            )
 
 
 def say(summary: dict[str, Any], job: Job, *, as_json: bool) -> None:
@@ -99,6 +120,7 @@ def say(summary: dict[str, Any], job: Job, *, as_json: bool) -> None:
         f"({summary['cached']:,} cached, {summary['truncated']:,} truncated, {summary['errors']:,} errors)"
     )
     click.echo(f"{summary['state']}: {job.uri}")
+    say_deliveries(job.uri, summary["deliveries"])
     if summary["errors"]:
         said = ", ".join(f"{code} {count}" for code, count in job.error_counts().most_common())
         click.echo(f"errors: {said}; see them with: embedfleet results {job.uri}", err=True)

@@ -154,8 +154,10 @@ class Run:
         return self._local.check()
 
     def _say_if_alone(self, job: Job) -> None:
-        model = job.spec.settings.model
-        if self.fleet.workers(model) == []:
+        status, model = job.status(), job.spec.settings.model
+        if status.state == "embedded" and self.fleet.deliverers() == []:
+            click.echo("note: no worker that delivers is running; the deliveries wait for one.", err=True)
+        if status.state in ("open", "running") and self.fleet.workers(model) == []:
             click.echo(f"note: no worker for {model} is running; the job waits for one.", err=True)
 
 

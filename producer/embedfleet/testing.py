@@ -13,9 +13,9 @@ from embedfleet import models
 from embedfleet.batching import estimated_tokens
 from embedfleet.broker import Broker
 from embedfleet.client import Fleet
-from embedfleet.contract import Delivery, EmbedSettings, Request
+from embedfleet.contract import Delivery, EmbedSettings, Receipt, Request
 from embedfleet.envelope import Message
-from embedfleet.jobfolder import JobFolder
+from embedfleet.jobfolder import JobFolder, now
 from embedfleet.records import check_text
 from embedfleet.store import open_store
 from embedfleet.synthetic import synthetic_vectors
@@ -80,6 +80,7 @@ class _InMemoryBroker(Broker):
 
     def _do(self, message: Message) -> None:
         if isinstance(message, Delivery):
+            _confirm(JobFolder(open_store(message.to), message.job), message.batch, message.destination)
             return
         if isinstance(message, Request):
             ids = [str(row) for row in range(len(message.texts))]
@@ -93,6 +94,8 @@ class _InMemoryBroker(Broker):
         for row, reason in given.info.rejected.items():
             outcomes.rows[row].error = reason
         folder.write_part(message.batch, write_part(outcomes, settings.encoding, folder.job, message.batch))
+        for destination in folder.spec().deliver_to:
+            _confirm(folder, message.batch, destination.name)
 
     def announce(self, queue: str, worker: str, ttl_s: float) -> None:
         """Nobody else is there to be told."""
@@ -114,6 +117,13 @@ class _InMemoryBroker(Broker):
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def _confirm(folder: JobFolder, batch: int, destination: str) -> None:
+    detail = "nothing was sent: this fleet is in memory"
+    folder.write_receipt(
+        Receipt(job=folder.job, batch=batch, destination=destination, state="confirmed", detail=detail, at=now())
+    )
 
 
 def _outcomes(ids: list[str], texts: list[str | None], settings: EmbedSettings) -> Outcomes:

@@ -3,18 +3,22 @@
 import numpy as np
 
 from embedfleet.contract import (
+    AddedDestination,
     Batch,
     Batching,
+    Delivery,
     Document,
     EmbedSettings,
     JobSpec,
     Manifest,
+    Receipt,
     Request,
     Sealed,
     Totals,
 )
+from embedfleet.destinations import Pgvector, Webhook
 from embedfleet.records import Record
-from embedfleet.tables import InputInfo, Outcome, Outcomes, PartInfo, fingerprint
+from embedfleet.tables import InputInfo, Outcome, Outcomes, PartInfo, fingerprint, inline_of
 from embedfleet_worker.engine.base import Identity
 
 JOB = "j-eee670a86fc3eb1ffcd2"
@@ -35,6 +39,9 @@ MESSAGES: dict[str, Document] = {
         settings=QUERY,
         texts=["what is a lease?", "Straße – 東京 😀"],
         expires_at=1_793_612_345.25,
+    ),
+    "delivery-v1.json": Delivery(
+        to="s3://bucket/vectors", job=JOB, batch=7, destination="pgvector-a8ab8934", since=1_793_612_345.25
     ),
 }
 
@@ -68,6 +75,23 @@ DOCUMENTS: dict[str, Document] = {
     ),
     "job-defaults-v1.json": JobSpec(
         job=JOB, created_at="2026-11-20T13:56:00+00:00", settings=DOCUMENT, batching=Batching()
+    ),
+    "job-inline-v1.json": JobSpec(
+        job=JOB,
+        created_at="2026-11-20T13:56:00+00:00",
+        settings=DOCUMENT,
+        batching=Batching(),
+        deliver_to=(Webhook(url="https://app.example/vectors"), Pgvector(table="public.docs")),
+        inline=inline_of([Record("a", "the first text"), Record("ü/😀", "Straße – 東京 😀"), Record("c", None)]),
+    ),
+    "added-destination-v1.json": AddedDestination(destination=Pgvector(table="docs")),
+    "receipt-v1.json": Receipt(
+        job=JOB,
+        batch=7,
+        destination="pgvector-a8ab8934",
+        state="confirmed",
+        detail="512 rows in docs",
+        at="2026-11-20T14:00:00+00:00",
     ),
     "sealed-v1.json": Sealed(batches=2, texts=700, fingerprint="5" * 64),
     "manifest-v1.json": Manifest(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from embedfleet.broker import Broker, queue_name
-from embedfleet.contract import TASK_ANSWER, TASK_EMBED, Batch
+from embedfleet.contract import TASK_ANSWER, TASK_DELIVER, TASK_EMBED, Batch
 from embedfleet.errors import ConfigurationError
 from embedfleet.models import PROFILES
 from embedfleet.settings import load
@@ -17,7 +17,11 @@ from tests.contract.documents import MESSAGES
 from tests.unit.redis_server import RedisServer
 
 BATCH = MESSAGES["batch-v1.json"]
-TASKS = {"batch-v1.json": "embedfleet.embed", "request-v1.json": "embedfleet.answer"}
+TASKS = {
+    "batch-v1.json": "embedfleet.embed",
+    "request-v1.json": "embedfleet.answer",
+    "delivery-v1.json": "embedfleet.deliver",
+}
 
 
 def envelopes(server: RedisServer, queue: str = "q") -> list[dict[str, Any]]:
@@ -30,7 +34,7 @@ def body(envelope: dict[str, Any]) -> Any:
 
 
 def test_the_names_of_the_tasks() -> None:
-    assert (TASK_EMBED, TASK_ANSWER) == ("embedfleet.embed", "embedfleet.answer")
+    assert (TASK_EMBED, TASK_ANSWER, TASK_DELIVER) == ("embedfleet.embed", "embedfleet.answer", "embedfleet.deliver")
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from embedfleet.contract import Totals
+from embedfleet.destinations import Pgvector
 from embedfleet.folder import Folder
-from embedfleet.jobfolder import JobFolder, job_id_of
+from embedfleet.jobfolder import JobFolder, job_id_of, waiting
 from tests.contract.documents import DOCUMENTS, JOB
 
 
@@ -26,12 +27,16 @@ def test_the_names_of_everything_in_a_job_folder(tmp_path: Path, folder: JobFold
     folder.write_part(7, b"")
     folder.write_part(99_999_999, b"")
     folder.cancel()
+    folder.add_destination(Pgvector(table="docs"))
+    folder.write_receipt(waiting(JOB, 7, "pgvector-a8ab8934"))
     folder.write_manifest(1, Totals(), [])
     assert files(tmp_path)[0] == ".embedfleet-store"
     assert files(tmp_path)[1:] == [
         f"{JOB}/{name}"
         for name in (
             "cancelled.json",
+            "deliveries/pgvector-a8ab8934/00000007.json",
+            "destinations/pgvector-a8ab8934.json",
             "input/00000007.parquet",
             "job.json",
             "manifest.json",

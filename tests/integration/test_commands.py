@@ -115,7 +115,7 @@ def test_a_worker_of_ones_own(redis_url: str, tmp_path: Path) -> None:
 def test_doctor(redis_url: str, tmp_path: Path) -> None:
     well = run("doctor", "--json", cwd=tmp_path, broker_url=redis_url, store=tmp_path / "store")
     assert well.returncode == 0
-    assert [check["name"] for check in json.loads(well.stdout)] == ["broker", "store", "model", "accelerator"]
+    assert [check["name"] for check in json.loads(well.stdout)] == ["broker", "queues", "store", "model", "accelerator"]
 
     ill = run("doctor", cwd=tmp_path, broker_url="redis://:pw@127.0.0.1:1/0", store="/dev/null/x", model="no/such")
     assert ill.returncode == 2
