@@ -12,7 +12,8 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop
 
 from embedfleet.envelope import Message
 from embedfleet.errors import BrokerUnavailable, ConfigurationError
-from embedfleet.settings import LANES, FleetSettings, Lane, mask_url
+from embedfleet.masking import mask_url
+from embedfleet.settings import LANES, FleetSettings, Lane
 
 CONNECT_TIMEOUT_S = 5.0
 

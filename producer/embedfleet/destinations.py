@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from embedfleet.errors import SettingsError
+from embedfleet.masking import mask_url
 
 NAME = r"^[a-z]{1,16}-[0-9a-f]{8}$"
 """Form of a destination's name: a folder of the job's and part of each webhook's id."""
@@ -95,5 +96,5 @@ def parse_destination(text: str) -> Target:
     except ValidationError as exc:
         reason = exc.errors(include_url=False, include_input=False)[0]["msg"].removeprefix("Value error, ")
         raise SettingsError(
-            f"destination {text!r}: {reason}. Give https://host/path for a webhook, or pgvector:TABLE."
+            f"destination {mask_url(text[:200])!r}: {reason}. Give https://host/path for a webhook, or pgvector:TABLE."
         ) from None

@@ -13,7 +13,8 @@ from redis.exceptions import RedisError
 from embedfleet.broker import CONNECT_TIMEOUT_S, PUBLISH_POLICY, Broker, masked_reason
 from embedfleet.envelope import Message, wrap
 from embedfleet.errors import BrokerUnavailable, ConfigurationError, WaitTimeout
-from embedfleet.settings import FleetSettings, mask, mask_url
+from embedfleet.masking import mask, mask_url
+from embedfleet.settings import FleetSettings
 
 _REPLY_TTL_S = 600
 _FORGET_S = 24 * 3600  # longer than any lease: a queue that nobody consumes any more leaves nothing behind

@@ -20,8 +20,9 @@ from embedfleet.job import Job
 from embedfleet.jobfolder import job_id_of
 from embedfleet.jobstatus import JobStatus, State
 from embedfleet.local import LocalFleet
+from embedfleet.masking import mask
 from embedfleet.records import Record
-from embedfleet.settings import FleetSettings, mask
+from embedfleet.settings import FleetSettings
 from embedfleet.store import Store
 
 _CHECK_EVERY = 512  # records between two looks at the local worker

@@ -23,6 +23,7 @@ from pydantic_settings import (
 
 from embedfleet.contract import describe
 from embedfleet.errors import ConfigurationError
+from embedfleet.masking import mask
 from embedfleet.models import DEFAULT_MODEL, named
 
 _PREFIX = "EMBEDFLEET_"
@@ -153,21 +154,6 @@ def load(**arguments: Any) -> FleetSettings:
         return FleetSettings(**given)
     except ValidationError as exc:
         raise ConfigurationError(f"configuration: {describe(exc)}. See `embedfleet config show`.") from None
-
-
-def mask_url(url: str) -> str:
-    """The URL with its passwords, in the authority or the query, replaced by ``***``.
-
-    >>> mask_url("redis://me:secret@host:6379/0?password=secret")
-    'redis://me:***@host:6379/0?password=***'
-    """
-    authority = re.sub(r"(?<=://)([^:/@]*):((?:(?!\w://).)*)@", r"\1:***@", url)
-    return re.sub(r"([?&]password=)[^&]*", r"\1***", authority)
-
-
-def mask(value: str) -> str:
-    """A secret for people: of a URL only the passwords are replaced."""
-    return mask_url(value) if "://" in value else "***" if value else ""
 
 
 def _clear(value: object) -> str:

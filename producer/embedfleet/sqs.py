@@ -17,7 +17,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from embedfleet.broker import CONNECT_TIMEOUT_S, PUBLISH_POLICY, Broker, masked_reason
 from embedfleet.envelope import Message, wrap
 from embedfleet.errors import BrokerUnavailable, ConfigurationError
-from embedfleet.settings import FleetSettings, mask_url
+from embedfleet.masking import mask_url
+from embedfleet.settings import FleetSettings
 
 TENS = 10
 """Entries of one batch request at most."""

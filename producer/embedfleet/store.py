@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from embedfleet.errors import ConfigurationError, ContractError, NotFound, StoreNotAllowed, StoreUnavailable
-from embedfleet.settings import mask_url
+from embedfleet.masking import mask_url
 
 if TYPE_CHECKING:
     import pyarrow.dataset

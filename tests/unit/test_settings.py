@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedfleet.errors import ConfigurationError
-from embedfleet.settings import FleetSettings, load, mask_url
+from embedfleet.masking import mask_url
+from embedfleet.settings import FleetSettings, load
 
 SECRET = "very-secret"
 
