@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from celery import Celery
 
 from embedfleet import Fleet
 from embedfleet.local import redis_server
@@ -71,7 +72,8 @@ def test_a_message_that_is_none_of_ours_leaves_no_text_in_the_log(redis_url: str
 
     broker = connect(load(broker_url=redis_url, engine="synthetic"))
     queue = broker.queue(load().model, "bulk")
-    broker.app.send_task("somebody.elses", args=["a secret text"], queue=queue, retry=False)
+    another = Celery("another", broker=redis_url, set_as_current=False)
+    another.send_task("somebody.elses", args=["a secret text"], queue=queue, retry=False)
     worker = start("worker", cwd=tmp_path, broker_url=redis_url, store=tmp_path / "store")
     wait_until(lambda: broker.workers(queue) and broker.depth(queue) == 0, "the worker to take it")
     worker.terminate()
