@@ -1,6 +1,6 @@
 # Every target does its own set-up; the first run installs .venv, later ones start at once.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench images images-test lock clean
+.PHONY: help setup demo test infra-test infra-apply-test lint format bench images images-test lock clean
 
 # Used only when pip's own configuration does not offer the CPU build of torch.
 PYTORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
@@ -33,6 +33,12 @@ demo: $(READY)  ## embed the standard library's docstrings and search them
 
 test: $(READY)  ## all tests
 	@$(PYTHON) -m pytest $(TESTS)
+
+infra-test: $(READY)  ## Terraform: form, behaviour, policies; with a mocked provider
+	@$(PYTHON) -m pytest tests/infra
+
+infra-apply-test: $(READY)  ## Terraform: applied to a stand-in for AWS, used, destroyed
+	@$(PYTHON) -m pytest tests/infra/test_apply.py -m infra_apply
 
 lint: $(READY)  ## ruff, mypy and the file-size budget
 	@$(PYTHON) -m ruff check .

@@ -7,6 +7,7 @@ import json
 import re
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -52,11 +53,12 @@ class SqsBroker(Broker):
         return self._call(operation, queue, QueueUrl=self._queue_url(queue), **arguments)
 
     def check(self, *queues: str) -> None:
-        """Find the queues; without any, ask for a sign of life."""
+        """Find the queues; without any, ask for a sign of life, for which a queue need not be there."""
         for queue in queues:
             self._queue_url(queue)
         if not queues:
-            self._call("list_queues", "", MaxResults=1)
+            with suppress(ConfigurationError):
+                self._queue_url(self.lane("bulk"))
 
     def publish_all(self, messages: Sequence[Message], queue: str) -> None:
         """By tens; what SQS did not take of a request is sent again."""
