@@ -84,6 +84,10 @@ class Broker(ABC):
         """Messages waiting in a queue."""
 
     @abstractmethod
+    def is_idle(self, queue: str) -> bool:
+        """Whether nothing waits in a queue and nobody holds anything of it, as far as the broker can say."""
+
+    @abstractmethod
     def dead_letter(self, message: object, reason: str) -> None:
         """Keep a message that nobody can do, with the reason, in ``{prefix}-dead``."""
 

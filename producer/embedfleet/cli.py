@@ -219,5 +219,5 @@ def _say_status(now: JobStatus, as_json: bool) -> None:
     say_deliveries(now.job, [asdict(delivery) for delivery in now.deliveries])
 
 
-for command in (operate.worker, operate.up, operate.models, operate.config, operate.doctor):
+for command in (operate.worker, operate.up, operate.reconcile, operate.models, operate.config, operate.doctor):
     cli.add_command(command)

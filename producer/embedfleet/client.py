@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from embedfleet import models
 from embedfleet.broker import Broker, connect
-from embedfleet.contract import JOB_ID, Batching, EmbedSettings, JobSpec, Request
+from embedfleet.contract import JOB_ID, Batching, EmbedSettings, JobSpec, OpenJob, Request
 from embedfleet.destinations import Target
 from embedfleet.errors import ConfigurationError, InputError, NotFound, StoreUnavailable, TextError
 from embedfleet.job import Job
-from embedfleet.jobfolder import JobFolder, delivery, job_id_of, now, waiting
+from embedfleet.jobfolder import JobFolder, delivery, job_id_of, now, open_path, waiting
 from embedfleet.publishing import Publisher
 from embedfleet.records import Record, check_text, records_of
 from embedfleet.settings import FleetSettings, load
@@ -79,7 +79,7 @@ class Fleet:
         (2, [('a', None), ('b', 'empty')])
         """
         folder, spec = self._begin(settings, to, key, deliver_to)
-        with self._publisher(spec.settings) as publish:
+        with self._publisher(folder, spec.settings) as publish:
             submit(folder, spec, records_of(records), publish)
         return Job(folder, self)
 
@@ -106,7 +106,7 @@ class Fleet:
         """
         records = _few(texts, ids)
         folder, spec = self._begin(settings, to, key, deliver_to)
-        with self._publisher(spec.settings) as publish:
+        with self._publisher(folder, spec.settings) as publish:
             enqueue(folder, spec, records, publish)
         return Job(folder, self)
 
@@ -152,14 +152,14 @@ class Fleet:
 
     def republish(self, job: Job) -> None:
         """Publish again every batch of a job that has no part: after a crash lost messages. A duplicate is harmless."""
-        with self._publisher(job.spec.settings) as publish:
+        with self._publisher(job.folder, job.spec.settings) as publish:
             publish_missing(job.folder, publish)
 
     def resubmit(self, key: str, records: Iterator[Record], settings: EmbedSettings, parent: Job) -> Job:
         """The child job of a retry; it goes where its parent went. :meth:`Job.retry` calls this."""
         destinations = parent.folder.destinations()
         folder, spec = self._begin(settings, parent.folder.store.uri, key, destinations, parent.id)
-        with self._publisher(spec.settings) as publish:
+        with self._publisher(folder, spec.settings) as publish:
             submit(folder, spec, records, publish)
         return Job(folder, self)
 
@@ -167,7 +167,7 @@ class Fleet:
         """Queue the deliveries that a destination has not confirmed. :meth:`Job.deliver` calls this."""
         self.broker.check(self.broker.deliver_queue)
         with Publisher(self.broker, self.broker.deliver_queue, self.while_waiting) as publish:
-            for number in job.folder.undelivered(destination.name):
+            for number in job.folder.undelivered(destination.name, dead=True):
                 job.folder.write_receipt(waiting(job.id, number, destination.name))
                 publish(delivery(job.folder, number, destination.name))
 
@@ -215,6 +215,12 @@ class Fleet:
         )
         return folder, spec
 
+    def _note(self, folder: JobFolder) -> None:
+        """Name the job as open in the fleet's store: ``reconcile`` looks there."""
+        if self.settings.store is not None:
+            document = OpenJob(uri=folder.uri).dumps()
+            self._writable(self.settings.store).replace(open_path(folder.job), document.encode())
+
     def _writable(self, uri: str) -> Store:
         """A store that was tried once: an application that enqueues all day keeps its connections."""
         found = self._stores.get(uri)
@@ -224,8 +230,9 @@ class Fleet:
             self._stores[uri] = found
         return found
 
-    def _publisher(self, settings: EmbedSettings) -> Publisher:
-        return Publisher(self.broker, self._queue(settings, "bulk"), self.while_waiting)
+    def _publisher(self, folder: JobFolder, settings: EmbedSettings) -> Publisher:
+        queue = self._queue(settings, "bulk")
+        return Publisher(self.broker, queue, self.while_waiting, before_first=lambda: self._note(folder))
 
     def _queue(self, settings: EmbedSettings, lane: str) -> str:
         return self.broker.queue(settings.model or self.settings.model, lane)

@@ -174,6 +174,12 @@ class Sealed(Document):
     fingerprint: str = Field(description="SHA-256 over the batches' hashes, in order.")
 
 
+class OpenJob(Document):
+    """``<store>/open/<job id>``: a job that was not found finished yet."""
+
+    uri: str = Field(description="Of its folder.")
+
+
 class AddedDestination(Document):
     """``destinations/<name>.json``: a destination that was given to a job after it was submitted."""
 

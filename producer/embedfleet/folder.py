@@ -8,7 +8,7 @@ import os
 import stat
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -73,6 +73,11 @@ class Folder(Store):
                 self._write_file(target, data, put)
         except NotFound as exc:  # a folder that vanished meanwhile, not a missing object
             raise StoreUnavailable(str(exc)) from None
+
+    def delete(self, path: str) -> None:
+        """Remove a file, if it is there."""
+        with suppress(NotFound), self._file(path) as file:
+            file.unlink()
 
     def paths(self, prefix: str, after: str | None = None) -> list[str]:
         """Files below a folder; hidden ones are still being written."""

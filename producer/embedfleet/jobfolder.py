@@ -157,12 +157,12 @@ class JobFolder:
         except NotFound:
             return None
 
-    def undelivered(self, destination: str) -> Iterator[int]:
-        """Numbers of the parts that this destination has not confirmed."""
+    def undelivered(self, destination: str, *, dead: bool) -> Iterator[int]:
+        """Numbers of the parts that this destination has not confirmed; with or without those that are dead."""
         ended = set(self.receipts(destination))
         for number in self.parts():
             receipt = self.receipt(destination, number) if number in ended else None
-            if receipt is None or receipt.state != "confirmed":
+            if receipt is None or receipt.state == "waiting" or (dead and receipt.state == "dead"):
                 yield number
 
     def write_receipt(self, receipt: Receipt) -> None:
@@ -206,6 +206,11 @@ class JobFolder:
         except AlreadyExists:
             return False
         return True
+
+
+def open_path(job: str) -> str:
+    """Where the fleet's store names an open job."""
+    return f"open/{job}"
 
 
 def delivery(folder: JobFolder, batch: int, destination: str) -> Delivery:

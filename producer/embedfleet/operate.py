@@ -1,4 +1,4 @@
-"""The commands of those who run a fleet: worker, up, doctor, models, config. Those for jobs are in cli.py."""
+"""The commands of those who run a fleet: worker, up, reconcile, doctor and so on. Those for jobs are in cli.py."""
 
 import contextlib
 import json
@@ -11,8 +11,12 @@ import click
 
 from embedfleet import doctor as checks
 from embedfleet import models as profiles
+from embedfleet.client import Fleet
+from embedfleet.errors import ConfigurationError, EmbedfleetError
 from embedfleet.local import LocalFleet, worker_environment
 from embedfleet.options import fleet_options, json_option, store_of
+from embedfleet.reconcile import open_jobs
+from embedfleet.reconcile import reconcile as look_after
 from embedfleet.settings import FleetSettings
 
 
@@ -41,6 +45,25 @@ def up(fleet: FleetSettings) -> None:
             while True:
                 local.check()
                 time.sleep(0.5)
+
+
+@click.command()
+@click.argument("jobs", metavar="JOB...", nargs=-1)
+@click.option("--all", "every", is_flag=True, help="Every job that the store names as open.")
+@fleet_options
+def reconcile(jobs: tuple[str, ...], every: bool, fleet: FleetSettings) -> int:
+    """Close jobs that are finished; publish again, where a queue is idle, what a broker lost. For cron, or by hand."""
+    if bool(jobs) == every:
+        raise ConfigurationError("reconcile: give the jobs, or --all.")
+    failed = 0
+    with Fleet(**dict(fleet)) as client:
+        for uri in open_jobs(client) if every else [client.job(job).uri for job in jobs]:
+            try:
+                click.echo(f"{uri}: {look_after(client, uri)}")
+            except EmbedfleetError as exc:  # the others are seen to all the same
+                click.echo(f"{uri}: {exc}", err=True)
+                failed += 1
+    return 1 if failed else 0
 
 
 @click.group(invoke_without_command=True)

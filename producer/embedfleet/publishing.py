@@ -21,16 +21,25 @@ class Publisher:
     After an error it need not be: whoever goes on with the job publishes every batch that has no part.
     """
 
-    def __init__(self, broker: Broker, queue: str, while_waiting: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        queue: str,
+        while_waiting: Callable[[], object],
+        before_first: Callable[[], object] = lambda: None,
+    ) -> None:
         self._broker = broker
         self._queue = queue
         self._while_waiting = while_waiting
+        self._before_first = before_first
         self._held: list[Message] = []
         self._count = 0
         self._sent_at = time.monotonic() - _HOLD_S
 
     def __call__(self, message: Message) -> None:
         """Send a message, perhaps with those that come next."""
+        if self._count == 0:
+            self._before_first()
         if self._count % _DEPTH_EVERY == 0:
             self._wait_for_room()
         self._count += 1

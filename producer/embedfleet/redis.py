@@ -47,6 +47,10 @@ class RedisBroker(Broker):
         """Messages waiting in a queue."""
         return int(self._call(self.redis.llen, queue))
 
+    def is_idle(self, queue: str) -> bool:
+        """Nothing waits in it, and nothing of any queue is leased."""
+        return self.depth(queue) == 0 and not self._call(self.redis.exists, "unacked")
+
     def publish_all(self, messages: Sequence[Message], queue: str) -> None:
         """In one request, where the consumers take from the other end."""
         if messages:

@@ -73,6 +73,10 @@ class S3(Store):
         except NotFound as exc:
             raise StoreUnavailable(f"store {self.uri}: there is no such bucket ({exc}).") from None
 
+    def delete(self, path: str) -> None:
+        """Remove an object; S3 does not say whether it was there."""
+        self._call(path, lambda driver: obstore.delete(driver, path))
+
     def check_writable(self) -> None:
         """Write a small object, twice: the second time must be refused."""
         try:

@@ -71,6 +71,13 @@ class SqsBroker(Broker):
         name = "ApproximateNumberOfMessages"
         return int(self.call("get_queue_attributes", queue, AttributeNames=[name])["Attributes"][name])
 
+    def is_idle(self, queue: str) -> bool:
+        """Nothing is visible, in flight or delayed, approximately."""
+        suffixes = ("", "NotVisible", "Delayed")
+        names = [f"ApproximateNumberOfMessages{suffix}" for suffix in suffixes]
+        found = self.call("get_queue_attributes", queue, AttributeNames=names)["Attributes"]
+        return all(int(found[name]) == 0 for name in names)
+
     def dead_letter(self, message: object, reason: str) -> None:
         """Send it to the dead-letter queue; of one too large for that only the reason is kept."""
         letter = {"message": message, "reason": reason, "at": time.time()}

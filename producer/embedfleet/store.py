@@ -116,6 +116,10 @@ class Store(ABC):
         """Write an object, atomically, whether or not it is there."""
 
     @abstractmethod
+    def delete(self, path: str) -> None:
+        """Remove an object, if it is there. Nothing of a job folder is ever removed."""
+
+    @abstractmethod
     def paths(self, prefix: str, after: str | None = None) -> list[str]:
         """Paths of the objects below ``prefix`` in string order, from the one behind ``after`` on."""
 

@@ -69,6 +69,10 @@ class _InMemoryBroker(Broker):
         """Nothing ever waits."""
         return 0
 
+    def is_idle(self, queue: str) -> bool:  # noqa: ARG002
+        """Nothing ever waits."""
+        return True
+
     def workers(self, queue: str) -> list[str]:  # noqa: ARG002
         """This process."""
         return ["in-memory"]
