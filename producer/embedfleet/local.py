@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import json
 import os
 import re
 import shutil
@@ -43,6 +44,7 @@ class LocalFleet:
             update={
                 "broker_url": SecretStr(f"redis+socket://{self._folder / 'redis.sock'}"),
                 "allowed_stores": tuple(dict.fromkeys((*settings.allowed_stores, *stores))),
+                "health_port": 0,  # several may run at once, and nobody asks
             }
         )
         self.broker = connect(self.settings)
@@ -99,8 +101,7 @@ class LocalFleet:
 
     def warnings(self) -> list[str]:
         """What the worker's log has of warnings and errors that was not returned before; each only once."""
-        lines = [line.split(" ", 4) for line in self._log_lines()]  # date, time, level, logger, message
-        found = [line[4] for line in lines if len(line) == 5 and line[2] in _LEVELS]
+        found = [message for level, message in self._log_lines() if level in _LEVELS]
         new = [line for line in dict.fromkeys(found) if line not in self._said]
         self._said.update(new)
         return new
@@ -141,16 +142,24 @@ class LocalFleet:
         self._worker = _spawn(command, environment, self._log)
 
     def _tail(self) -> str:
-        return "\n".join(self._log_lines()[-15:])
+        return "\n".join(f"{level} {message}".strip() for level, message in self._log_lines()[-15:])
 
     def _last_error(self) -> str:
-        errors = [line for line in self._log_lines() if " ERROR " in line]
-        return errors[-1].partition(" ERROR ")[2].partition(" ")[2] if errors else f"the worker:\n{self._tail()}"
+        errors = [message for level, message in self._log_lines() if level == "ERROR"]
+        return errors[-1] if errors else f"the worker:\n{self._tail()}"
 
-    def _log_lines(self) -> list[str]:
+    def _log_lines(self) -> list[tuple[str, str]]:
+        """Level and message of each line; no level for what is none of the worker's, such as a crash in C code."""
         if self._log is None:
-            return ["(see the worker's messages above)"]
-        return self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+            return [("", "(see the worker's messages above)")]
+        return [_read_line(line) for line in self._log.read_text(encoding="utf-8", errors="replace").splitlines()]
+
+
+def _read_line(line: str) -> tuple[str, str]:
+    with contextlib.suppress(ValueError, LookupError, TypeError):
+        entry = json.loads(line)
+        return str(entry["level"]), str(entry["message"])
+    return "", line
 
 
 def _private_folder() -> Path:

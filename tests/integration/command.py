@@ -11,9 +11,12 @@ EMBEDFLEET = str(Path(sys.executable).parent / "embedfleet")
 
 
 def environment(**settings: object) -> dict[str, str]:
-    """The environment with these EMBEDFLEET_ settings and no others."""
+    """The environment with these EMBEDFLEET_ settings and no others; tests run side by side, so without a port."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("EMBEDFLEET_")}
-    return {**inherited, **{f"EMBEDFLEET_{name.upper()}": str(value) for name, value in settings.items()}}
+    return {
+        **inherited,
+        **{f"EMBEDFLEET_{name.upper()}": str(value) for name, value in {"health_port": 0, **settings}.items()},
+    }
 
 
 def run(

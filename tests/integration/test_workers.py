@@ -36,7 +36,7 @@ def test_a_batch_longer_than_its_lease_is_started_once(redis_url: str, tmp_path:
             for worker in workers:
                 worker.terminate()
         logs = b"".join(worker.communicate(timeout=30)[1] for worker in workers)
-    assert logs.count(b" batch job=") == 1
+    assert logs.count(b'"message": "batch done"') == 1
     assert b"another worker was first" not in logs
 
 

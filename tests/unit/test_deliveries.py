@@ -29,6 +29,7 @@ from embedfleet_worker.destinations.base import Parcel
 from embedfleet_worker.pipeline import NoCache, Pipeline
 from embedfleet_worker.settling import STORE_POLICY, GiveBack
 from embedfleet_worker.tasks import Tasks
+from embedfleet_worker.telemetry import Metrics
 from tests.unit.fake_engine import FakeEngine
 from tests.unit.redis_server import RedisServer
 
@@ -64,7 +65,7 @@ class World:
         pipeline = Pipeline(FakeEngine(dimensions=384), profile_of(DEFAULT_MODEL), NoCache())
         self.settings: FleetSettings = load(store=str(store))
         self.tasks = Tasks(pipeline, self.broker, DEFAULT_MODEL, self.settings.stores)
-        self.deliveries = Deliveries(self.broker, self.settings)
+        self.deliveries = Deliveries(self.broker, self.settings, Metrics())
 
     def queued(self) -> list[Delivery]:
         """Takes the deliveries off their queue."""

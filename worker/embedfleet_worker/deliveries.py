@@ -9,12 +9,14 @@ from typing import Any, Literal
 from embedfleet.broker import Broker
 from embedfleet.contract import Delivery, Receipt
 from embedfleet.destinations import Target
-from embedfleet.errors import DestinationRefused, DestinationUnavailable
+from embedfleet.errors import ConfigurationError, DestinationRefused, DestinationUnavailable, EmbedfleetError
 from embedfleet.jobfolder import JobFolder, now
 from embedfleet.settings import FleetSettings
 from embedfleet.store import check_allowed, open_store
+from embedfleet_worker import logs, telemetry
 from embedfleet_worker.destinations.base import Destination, Parcel
-from embedfleet_worker.settling import STORE_POLICY, GiveBack, settle
+from embedfleet_worker.settling import STORE_POLICY, GiveBack, log_defect, settle
+from embedfleet_worker.telemetry import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -25,15 +27,17 @@ _AGAIN_S, _AGAIN_MAX_S = 2.0, 900.0
 class Deliveries:
     """Brings parts to destinations. Thread-safe."""
 
-    def __init__(self, broker: Broker, settings: FleetSettings) -> None:
+    def __init__(self, broker: Broker, settings: FleetSettings, metrics: Metrics) -> None:
         self._broker = broker
+        self._metrics = metrics
         self._settings = settings
         self._open: dict[str, Destination[Any]] = {}
         self._lock = threading.Lock()
 
     def deliver(self, message: object) -> None:
         """One delivery: a receipt when this returns, or a dead letter. Raises GiveBack only."""
-        settle(self._broker, self._deliver, message, message)
+        with self._metrics.batch("deliver"), logs.about():
+            settle(self._broker, self._deliver, message, message)
 
     def close(self) -> None:
         """Close the connections to destinations."""
@@ -42,6 +46,7 @@ class Deliveries:
 
     def _deliver(self, message: object) -> None:
         delivery = Delivery.parse(message, "message")
+        logs.bind(job=delivery.job, batch=delivery.batch, destination=delivery.destination)
         folder = JobFolder(open_store(check_allowed(delivery.to, self._settings.stores)), delivery.job)
         receipt = folder.receipt(delivery.destination, delivery.batch)
         if receipt is not None and receipt.state == "confirmed":
@@ -49,25 +54,30 @@ class Deliveries:
         target = folder.destination(delivery.destination)
         receipt = self._receipt(target, Parcel(folder, delivery.batch, delivery.destination), delivery.since)
         STORE_POLICY.copy()(folder.write_receipt, receipt)
-        log.log(
-            logging.INFO if receipt.state == "confirmed" else logging.ERROR,
-            "delivery job=%s batch=%d destination=%s %s: %s",
-            folder.job, delivery.batch, delivery.destination, receipt.state, receipt.detail,
-        )  # fmt: skip
+        telemetry.ended(receipt.state)
+        self._metrics.delivery(target.kind, receipt.state)
+        level = logging.INFO if receipt.state == "confirmed" else logging.ERROR
+        log.log(level, "delivery %s: %s", receipt.state, receipt.detail)
 
     def _receipt(self, target: Target, parcel: Parcel, since: float) -> Receipt:
         """How the delivery ended. Raises GiveBack when it has not."""
         state: Literal["confirmed", "dead"] = "confirmed"
         try:
             detail = self._destination(target).deliver(target, parcel)
-        except DestinationRefused as exc:
+        except (DestinationRefused, ConfigurationError) as exc:
             state, detail = "dead", str(exc)
         except DestinationUnavailable as exc:
             age_s = max(time.time() - since, 0)
             if age_s <= _GIVE_UP_S:
                 log.warning("delivery given back: %s", exc)
+                self._metrics.delivery(target.kind, "given_back")
                 raise GiveBack(str(exc), delay_s=exc.retry_after_s or again_in_s(age_s)) from None
             state, detail = "dead", f"given up after {_GIVE_UP_S // 3600} h: {exc}"
+        except EmbedfleetError:  # of the store: not the destination's
+            raise
+        except Exception as exc:
+            log_defect("delivery", exc)
+            state, detail = "dead", f"a defect of the worker ({type(exc).__name__}); see its log."
         return Receipt(
             job=parcel.folder.job,
             batch=parcel.batch,

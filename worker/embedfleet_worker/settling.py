@@ -5,13 +5,13 @@ acknowledges, ``GiveBack`` puts the message back, everything else has become a d
 """
 
 import logging
-import traceback
 from collections.abc import Callable
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_exponential_jitter
 
 from embedfleet.broker import Broker
 from embedfleet.errors import BrokerUnavailable, Permanent, Retryable, StoreUnavailable
+from embedfleet_worker import logs, telemetry
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +50,14 @@ def settle(broker: Broker, work: Callable[[object], None], message: object, lett
 
 def log_defect(what: str, exc: Exception) -> None:
     """Where it happened, without the exception's message, which may quote a text."""
-    log.error("%s failed: %s\n%s", what, type(exc).__name__, "".join(traceback.format_tb(exc.__traceback__)))
+    found = {"error": type(exc).__name__, "frames": logs.frames(exc.__traceback__)}
+    log.error("%s failed: %s", what, type(exc).__name__, extra=found)
 
 
 def _dead_letter(broker: Broker, message: object, reason: str) -> None:
     log.error("dead letter: %s", reason)
     try:
         broker.dead_letter(message, reason)
+        telemetry.ended(telemetry.DEAD_LETTER)
     except (BrokerUnavailable, Permanent) as exc:
         raise GiveBack(str(exc)) from None

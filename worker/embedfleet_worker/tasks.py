@@ -1,7 +1,8 @@
 """What a message leads to: pipeline → part, handed over, or reply. Not how a task ends (settling.py)."""
 
 import logging
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from embedfleet.errors import ContractError, EngineUnavailable, Permanent
 from embedfleet.jobfolder import JobFolder, delivery
 from embedfleet.store import check_allowed, open_store
 from embedfleet.tables import Input, Outcome, Outcomes, write_part
+from embedfleet_worker import logs, telemetry
 from embedfleet_worker.engine.base import Priority
 from embedfleet_worker.pipeline import Pipeline, Problem
 from embedfleet_worker.settling import STORE_POLICY, log_defect, settle
@@ -27,17 +29,21 @@ class Tasks:
     broker: Broker
     model: str
     allowed_stores: tuple[str, ...]
+    metrics: telemetry.Metrics = field(default_factory=telemetry.Metrics)
 
     def embed(self, message: object) -> None:
         """One batch of a job: a part when this returns, or a dead letter. Raises GiveBack only."""
-        settle(self.broker, self._embed, message, message)
+        with self.metrics.batch("bulk"), logs.about():
+            settle(self.broker, self._embed, message, message)
 
     def answer(self, message: object) -> None:
         """A round trip: the answer where the caller waits for it. Raises GiveBack only."""
-        settle(self.broker, self._answer, message, {"task": "answer"})  # a letter without the texts
+        with self.metrics.batch("interactive"), logs.about():
+            settle(self.broker, self._answer, message, {"task": "answer"})  # a letter without the texts
 
     def _embed(self, message: object) -> None:
         batch = Batch.parse(message, "message")
+        logs.bind(job=batch.job, batch=batch.batch)
         folder = JobFolder(open_store(check_allowed(batch.to, self.allowed_stores)), batch.job)
         if not folder.has_part(batch.batch):
             self._commit(folder, batch.batch)
@@ -46,9 +52,12 @@ class Tasks:
     def _answer(self, message: object) -> None:
         request = Request.parse(message, "message")
         if self.broker.clock() > request.expires_at:
+            telemetry.ended(telemetry.EXPIRED)
             return  # nobody waits any more
         outcomes = self._request_outcomes(request)
-        self.broker.reply(request.reply_to, write_part(outcomes, request.settings.encoding, "embed", 0))
+        with self.metrics.stage("write"):
+            self.broker.reply(request.reply_to, write_part(outcomes, request.settings.encoding, "embed", 0))
+        self.metrics.written(outcomes)
 
     def _request_outcomes(self, request: Request) -> Outcomes:
         """A request that can't be done is answered too: its caller waits."""
@@ -62,19 +71,21 @@ class Tasks:
 
     def _commit(self, folder: JobFolder, number: int) -> None:
         """Admit, prepare, embed, commit."""
+        begun = time.monotonic()
         spec = folder.spec()
         self._check_model(spec.settings)
         self._check_spec(spec)
-        given = STORE_POLICY.copy()(folder.input, number)
+        with self.metrics.stage("read"):
+            given = STORE_POLICY.copy()(folder.input, number)
         outcomes = self._batch_outcomes(folder, given, spec.settings)
-        part = write_part(outcomes, spec.settings.encoding, folder.job, number)
-        written = STORE_POLICY.copy()(folder.write_part, number, part)
-        totals = outcomes.totals()
-        log.info(
-            "batch job=%s batch=%d texts=%d errors=%d cached=%d tokens=%d%s",
-            folder.job, number, totals.texts, totals.errors, totals.cached, totals.tokens,
-            "" if written else " (another worker was first)",
-        )  # fmt: skip
+        with self.metrics.stage("write"):
+            part = write_part(outcomes, spec.settings.encoding, folder.job, number)
+            written = STORE_POLICY.copy()(folder.write_part, number, part)
+        counts = outcomes.totals().model_dump()
+        seconds = round(time.monotonic() - begun, 3)
+        what = "batch done" if written else "batch done (another worker was first)"
+        log.info(what, extra={**counts, "seconds": seconds})
+        self.metrics.written(outcomes, first=written)
 
     def _hand_over(self, folder: JobFolder, number: int) -> None:
         """Have the part delivered. Done again after a crash: a delivery that has its receipt is not repeated."""
