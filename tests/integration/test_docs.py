@@ -14,6 +14,8 @@ import pytest
 
 from embedfleet import Fleet
 from tests.integration.command import environment, numbered, start, write_jsonl
+from tests.postgres import running_postgres
+from tests.receiver import receiver
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -58,10 +60,21 @@ def settings(redis_url_for_docs: str, tmp_path_factory: pytest.TempPathFactory) 
     write_jsonl(folder / "articles.jsonl", articles)
     shutil.copytree(ROOT / "examples", folder / "examples")
     names = {"broker_url": redis_url_for_docs, "store": str(folder / "data")}
-    worker = start("worker", cwd=folder, **names, allowed_stores=f"{folder}/data,{folder}/vectors")
-    yield {**names, "folder": str(folder)}
-    worker.terminate()
-    worker.communicate(timeout=30)
+    with receiver() as hook, running_postgres("fsync=off") as postgres:
+        deliveries = {
+            "webhook_secret": "whsec_" + "c2VjcmV0" * 4,
+            "webhook_origins": f"http://127.0.0.1:{hook.port}",
+            "webhook_networks": "127.0.0.1",
+            "pgvector_url": postgres.url().get_secret_value(),
+        }
+        stores = f"{folder}/data,{folder}/vectors"
+        worker = start("worker", cwd=folder, **names, **deliveries, allowed_stores=stores)
+        with Fleet(engine="synthetic", **names) as fleet:
+            job = fleet.submit(["a text"])
+            job.wait(timeout_s=60)
+        yield {**names, "folder": str(folder), "hook": hook.url, "job": job.id}
+        worker.terminate()
+        worker.communicate(timeout=30)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +91,8 @@ def test_command(exports: str, command: str, settings: dict[str, str]) -> None:
     script = f"set -e\n{exports}{command}".replace("redis://localhost:6379/0", settings["broker_url"])
     script = script.replace("/data/vectors", settings["store"])
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    script = script.replace(".venv/bin/", "")
+    script = script.replace(".venv/bin/", "").replace("https://app.example/vectors", settings["hook"])
+    script = script.replace("deliver JOB", f"deliver {settings['job']}")
     process = subprocess.Popen(
         ["bash", "-c", script.replace("\nembedfleet", "\nexec embedfleet") if command.startswith(SERVES) else script],
         cwd=settings["folder"],
