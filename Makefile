@@ -1,6 +1,6 @@
 # Every target does its own set-up; the first run installs .venv, later ones start at once.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test infra-test infra-apply-test lint format bench images images-test lock clean
+.PHONY: help setup demo test infra-test infra-apply-test lint format bench loadtest images images-test lock clean
 
 # Used only when pip's own configuration does not offer the CPU build of torch.
 PYTORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
@@ -52,6 +52,9 @@ format: $(READY)  ## format the code
 
 bench: $(READY)  ## the benchmarks: a table and bench.json
 	@$(PYTHON) -m loadtest.bench
+
+loadtest: $(READY)  ## a minute of load on a local fleet: build/loadtest/report.html
+	@$(PYTHON) -m loadtest.run
 
 images:  ## the workers' images, with Docker
 	@$(IMAGE) -f worker/Dockerfile.cpu --build-arg PYTORCH_CPU_INDEX=$(PYTORCH_CPU_INDEX) -t embedfleet-worker-cpu:$(VERSION) .

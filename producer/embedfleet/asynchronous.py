@@ -1,15 +1,17 @@
 """AsyncFleet: every verb for code that runs in an event loop. What it does is the Fleet's (client.py).
 
 The drivers wait in threads, so a loop is never held up. Their number bounds how many calls of one fleet are under way
-at once; more wait their turn.
+at once, those that wait for an answer counted apart; more wait their turn.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from embedfleet.client import Fleet
+from embedfleet.client import Fleet, embeddings
 from embedfleet.contract import EmbedSettings, JobSpec, Overflow
 from embedfleet.destinations import Target
 from embedfleet.errors import WaitTimeout
@@ -56,6 +58,7 @@ class AsyncFleet:
         """``fleet``: one that exists already; else its settings."""
         self.fleet = fleet if fleet is not None else Fleet(**settings)
         self._threads = _Threads()
+        self._waiting = _Threads()  # for answers: where no worker gives any, other verbs still find a thread
 
     async def submit(
         self,
@@ -89,8 +92,13 @@ class AsyncFleet:
     async def embed(
         self, texts: Sequence[str], *, settings: EmbedSettings | None = None, timeout_s: float = 60.0
     ) -> "np.ndarray[Any, Any]":
-        """As :meth:`Fleet.embed`."""
-        return await self._threads.run(self.fleet.embed, texts, settings=settings, timeout_s=timeout_s)
+        """As :meth:`Fleet.embed`. A cancelled call gives its thread back within 2 s."""
+        abandoned = Event()
+        try:
+            answer, _ = await self._waiting.run(self.fleet.answer, texts, settings, timeout_s, abandoned)
+        finally:
+            abandoned.set()
+        return embeddings(answer)
 
     async def job(self, job: str) -> "AsyncJob":
         """As :meth:`Fleet.job`."""
@@ -100,9 +108,14 @@ class AsyncFleet:
         """As :meth:`Fleet.workers`."""
         return await self._threads.run(self.fleet.workers, model)
 
+    async def deliverers(self) -> list[str] | None:
+        """As :meth:`Fleet.deliverers`."""
+        return await self._threads.run(self.fleet.deliverers)
+
     async def close(self) -> None:
         """Close the connections; calls that have not begun are cancelled."""
         self._threads.close()
+        self._waiting.close()
         self.fleet.close()
 
     async def __aenter__(self) -> "AsyncFleet":
@@ -168,6 +181,14 @@ class AsyncJob:
     async def results(self) -> "pyarrow.dataset.Dataset":
         """As :meth:`Job.results`."""
         return await self._threads.run(self.job.results)
+
+    async def error_counts(self) -> Counter[str]:
+        """As :meth:`Job.error_counts`."""
+        return await self._threads.run(self.job.error_counts)
+
+    async def errors_left(self) -> Counter[str]:
+        """As :meth:`Job.errors_left`."""
+        return await self._threads.run(self.job.errors_left)
 
     async def retry(self, *, on_overflow: Overflow | None = None) -> "AsyncJob | None":
         """As :meth:`Job.retry`."""

@@ -7,6 +7,7 @@ import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from threading import Event
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_exponential_jitter
 
@@ -112,8 +113,11 @@ class Broker(ABC):
         """Put an answer where its caller waits for it. Raises ConfigurationError on a broker that can't reply."""
 
     @abstractmethod
-    def await_reply(self, key: str, timeout_s: float) -> bytes:
-        """The answer put under ``key``. Raises WaitTimeout, and ConfigurationError as :meth:`reply`."""
+    def await_reply(self, key: str, timeout_s: float, abandoned: Event | None = None) -> bytes:
+        """The answer put under ``key``. Raises WaitTimeout, and ConfigurationError as :meth:`reply`.
+
+        WaitTimeout too, within 2 s, when whoever wanted it has set ``abandoned``.
+        """
 
     @abstractmethod
     def close(self) -> None:

@@ -4,6 +4,7 @@ import os
 import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from embedfleet import models
@@ -18,7 +19,7 @@ from embedfleet.records import Record, check_text, records_of
 from embedfleet.settings import FleetSettings, load
 from embedfleet.store import Store, open_store
 from embedfleet.submission import enqueue, publish_missing, submit
-from embedfleet.tables import read_part, vectors_of
+from embedfleet.tables import PartInfo, read_part, vectors_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -128,15 +129,20 @@ class Fleet:
         ...     fleet.embed(["what is a lease?", "what is a lane?"]).shape
         (2, 384)
         """
+        answer, _ = self.answer(texts, settings, timeout_s, Event())
+        return embeddings(answer)
+
+    def answer(
+        self, texts: Sequence[str], settings: EmbedSettings | None, timeout_s: float, abandoned: Event
+    ) -> tuple[Any, PartInfo]:
+        """The part that a worker makes for :meth:`embed`. Given up within 2 s once its caller sets ``abandoned``."""
         resolved = models.resolve(settings or EmbedSettings(), self.settings.model)
         _check_embed(texts)
         key = f"{self.settings.queue_prefix}-reply-{uuid.uuid4().hex}"
         expires_at = self.broker.clock() + timeout_s
         request = Request(reply_to=key, settings=resolved, texts=list(texts), expires_at=expires_at)
         self.broker.publish(request, self._queue(resolved, "interactive"))
-        table, _ = read_part(self.broker.await_reply(key, timeout_s), "the worker's answer")
-        _raise_text_errors(table)
-        return vectors_of(table)
+        return read_part(self.broker.await_reply(key, timeout_s, abandoned), "the worker's answer")
 
     def job(self, job: str) -> Job:
         """A job by its id (in EMBEDFLEET_STORE), or by its folder's path or URI. Raises NotFound."""
@@ -265,9 +271,11 @@ def _check_embed(texts: Sequence[str]) -> None:
         raise InputError("embed: the texts are over 1 MiB together. Use submit for as much.")
 
 
-def _raise_text_errors(table: Any) -> None:
+def embeddings(table: Any) -> "np.ndarray[Any, Any]":
+    """The vectors of a part. Raises TextError naming the positions of texts without one."""
     rows = table.select(["error", "error_message"]).to_pylist()
     _raise({i: f"{row['error']}: {row['error_message']}" for i, row in enumerate(rows) if row["error"] is not None})
+    return vectors_of(table)
 
 
 def _raise(errors: dict[int, str]) -> None:

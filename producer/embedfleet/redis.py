@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections.abc import Sequence
+from threading import Event
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -18,7 +19,8 @@ from embedfleet.settings import FleetSettings
 
 _REPLY_TTL_S = 600
 _FORGET_S = 24 * 3600  # longer than any lease: a queue that nobody consumes any more leaves nothing behind
-_BLOCK_S = 2.0  # one blocking look for a reply; short, so that Ctrl-C is heard
+_MAX_CONNECTIONS = 10_000  # one for each thread that waits for an answer; the driver's 100 would fail the next
+_BLOCK_S = 2.0  # one blocking look for a reply; short, so that Ctrl-C and an abandoned call are heard
 
 # By scheme, what Celery and redis-py both understand behind the question mark.
 _TLS_OPTIONS = ("ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname")
@@ -32,7 +34,7 @@ class RedisBroker(Broker):
         check_redis_url(url, "broker")
         super().__init__(settings, url)
         timeouts = {"socket_connect_timeout": CONNECT_TIMEOUT_S, "socket_timeout": CONNECT_TIMEOUT_S + _BLOCK_S}
-        self.redis: Any = redis.Redis.from_url(redis_url(self.url), **timeouts)
+        self.redis: Any = redis.Redis.from_url(redis_url(self.url), max_connections=_MAX_CONNECTIONS, **timeouts)
 
     def check(self, *queues: str) -> None:  # noqa: ARG002 - a list is there when something is in it
         """Ask for a sign of life."""
@@ -63,10 +65,10 @@ class RedisBroker(Broker):
         pipe.expire(key, _REPLY_TTL_S)
         self._call(pipe.execute)
 
-    def await_reply(self, key: str, timeout_s: float) -> bytes:
+    def await_reply(self, key: str, timeout_s: float, abandoned: Event | None = None) -> bytes:
         """The answer put under ``key``. Raises WaitTimeout."""
         end = time.monotonic() + timeout_s
-        while (left := end - time.monotonic()) > 0:
+        while (left := end - time.monotonic()) > 0 and not (abandoned and abandoned.is_set()):
             found = self._call(self.redis.blpop, [key], max(min(left, _BLOCK_S), 0.01))
             if found:
                 return bytes(found[1])

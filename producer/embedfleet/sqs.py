@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from threading import Event
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -128,7 +129,7 @@ class SqsBroker(Broker):
         """Impossible."""
         raise self._no_replies()
 
-    def await_reply(self, key: str, timeout_s: float) -> bytes:  # noqa: ARG002
+    def await_reply(self, key: str, timeout_s: float, abandoned: Event | None = None) -> bytes:  # noqa: ARG002
         """Impossible."""
         raise self._no_replies()
 

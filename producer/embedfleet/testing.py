@@ -7,6 +7,7 @@ embedded while they are submitted, and their folders are as a real fleet's.
 import tempfile
 import time
 from collections.abc import Sequence
+from threading import Event
 from typing import Any
 
 from embedfleet import models
@@ -115,7 +116,7 @@ class _InMemoryBroker(Broker):
         """Keep it for the caller."""
         self._replies[key] = payload
 
-    def await_reply(self, key: str, timeout_s: float) -> bytes:  # noqa: ARG002
+    def await_reply(self, key: str, timeout_s: float, abandoned: Event | None = None) -> bytes:  # noqa: ARG002
         """It is there already."""
         return self._replies.pop(key)
 
