@@ -153,6 +153,8 @@ class Fleet:
         try:
             handle.spec  # noqa: B018 - raises NotFound
         except StoreUnavailable as exc:
+            if handle.uri.startswith("s3:"):  # it may be there again in a moment; a folder that is no store is none
+                raise
             raise NotFound(f"job {name}: {exc}") from None
         return handle
 

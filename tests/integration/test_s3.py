@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -166,6 +167,16 @@ def ended(child: int) -> str | None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12, of any fork where there are threads
+def test_an_outage_is_no_missing_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else an application would say that there is no such job, and not that it should be asked again."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    for name, value in aws.environment(f"http://127.0.0.1:{port}").items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StoreUnavailable):
+        Fleet(store=f"s3://{aws.BUCKET}/a").job("j-0123456789abcdef0123")
+
+
 def test_a_forked_child_is_told_instead_of_hanging(moto_store: Store) -> None:
     moto_store.create("a", b"1")
     child = os.fork()
