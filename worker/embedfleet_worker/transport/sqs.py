@@ -8,6 +8,7 @@ import logging
 import math
 import random
 import threading
+import time
 import uuid
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -16,9 +17,9 @@ import kombu.transport
 from kombu.transport import virtual
 
 from embedfleet.broker import Broker
-from embedfleet.errors import EmbedfleetError
+from embedfleet.errors import BrokerUnavailable, EmbedfleetError
 from embedfleet.sqs import TENS, SqsBroker
-from embedfleet_worker.transport import GIVEN_BACK_S, envelope, give_back_in_s
+from embedfleet_worker.transport import envelope, give_back_in_s
 from embedfleet_worker.transport.receipts import Receipts
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,8 @@ _NAME = f"{__name__}:Transport"
 _POLL_S = 20  # the longest SQS waits: the fewest requests to pay for
 _AGAIN_S, _AGAIN_MAX_S = 1.0, 30.0
 _CLOSE_S = 5.0
+_TOO_SOON_S = 0.5  # for an empty answer to a long poll
+_TIMES = "ApproximateReceiveCount"
 
 
 def install(broker: Broker, limits: Mapping[str, int]) -> dict[str, Any]:
@@ -51,12 +54,13 @@ class QoS(virtual.QoS):  # type: ignore[misc]
         """Give the message back; as with a task of ours, what is not given back is done with."""
         virtual.QoS.ack(self, delivery_tag)
         if requeue:
-            self.channel.receipts.give_back(delivery_tag, give_back_in_s.pop(delivery_tag, GIVEN_BACK_S))
+            self.channel.receipts.give_back(delivery_tag, give_back_in_s.pop(delivery_tag, None))
         else:
             self.channel.receipts.delete(delivery_tag)
 
     def restore_unacked_once(self, *_: object, **__: object) -> None:
         """Going down: give back what is left, now."""
+        self._on_collect.cancel()  # else every channel there ever was is kept until the process ends
         self.channel.receipts.give_back_all()
 
 
@@ -76,7 +80,8 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         """Begin to poll a queue."""
         super().basic_consume(queue, no_ack, callback, consumer_tag, **kwargs)
         self._stops[consumer_tag] = stop = threading.Event()
-        threading.Thread(target=self._poll_queue, args=(queue, stop), name=f"poll {queue}", daemon=True).start()
+        poll = (queue, stop, self.connection)  # kombu takes the connection from a channel that is closed
+        threading.Thread(target=self._poll_queue, args=poll, name=f"poll {queue}", daemon=True).start()
 
     def basic_cancel(self, consumer_tag: str) -> None:
         """Stop polling; what a poll under way still brings is given back at once."""
@@ -85,7 +90,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         super().basic_cancel(consumer_tag)
 
     def close(self) -> None:
-        """Stop, give back, and see that SQS was told."""
+        """Stop, give back, and see that SQS was told. A poll under way is not waited for."""
         if not self.closed:
             for stop in self._stops.values():
                 stop.set()
@@ -96,7 +101,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         """Lengthen the leases of what is held. Raises BrokerUnavailable."""
         self.receipts.renew()
 
-    def _poll_queue(self, queue: str, stop: threading.Event) -> None:
+    def _poll_queue(self, queue: str, stop: threading.Event, transport: "Transport") -> None:
         failures = 0
         while not stop.is_set():
             room = self.receipts.wait_for_room(queue, timeout_s=1)
@@ -104,32 +109,38 @@ class Channel(virtual.Channel):  # type: ignore[misc]
                 continue
             try:
                 found = self._receive(queue, room)
+                if stop.is_set():
+                    self.receipts.refuse(queue, [message["ReceiptHandle"] for message in found])
+                    return
+                for message in found:
+                    self._take(queue, message, transport)
+                failures = 0
             except Exception as exc:  # whatever it is, the next poll may do; without one, nothing is ever taken again
                 log.warning("sqs: %s", exc if isinstance(exc, EmbedfleetError) else type(exc).__name__)
                 stop.wait(min(_AGAIN_S * 2**failures, _AGAIN_MAX_S) * random.uniform(0.5, 1))
                 failures = min(failures + 1, 10)
-                continue
-            failures = 0
-            for message in found:
-                self._take(queue, message, stop)
 
     def _receive(self, queue: str, room: int) -> list[dict[str, Any]]:
+        begun = time.monotonic()
         answer = self.broker.call(
             "receive_message",
             queue,
             MaxNumberOfMessages=min(room, TENS),
             WaitTimeSeconds=_POLL_S,
             VisibilityTimeout=math.ceil(self.broker.settings.lease_s),
+            MessageSystemAttributeNames=[_TIMES],
         )
-        found: list[dict[str, Any]] = answer.get("Messages", [])
+        found = [message for message in answer.get("Messages", []) if message.keys() >= {"ReceiptHandle", "Body"}]
+        if not found and time.monotonic() - begun < _TOO_SOON_S:
+            raise BrokerUnavailable(f"{queue}: an empty answer without a wait is not one of SQS.")
         return found
 
-    def _take(self, queue: str, message: dict[str, Any], stop: threading.Event) -> None:
+    def _take(self, queue: str, message: dict[str, Any], transport: "Transport") -> None:
         """Hold a message and hand it to Celery's loop."""
         tag = str(uuid.uuid4())  # a new one each time it is given out: the message's own id would be the same
-        self.receipts.add(tag, queue, message["ReceiptHandle"])
-        if stop.is_set():
-            self.receipts.give_back(tag, 0)
+        times = int(message.get("Attributes", {}).get(_TIMES, 1))
+        if not self.receipts.add(tag, queue, message["ReceiptHandle"], times):
+            self.receipts.refuse(queue, [message["ReceiptHandle"]])
             return
         try:
             payload = envelope.read(message["Body"].encode())
@@ -137,7 +148,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             self._set_aside(queue, tag, message["Body"], f"not a message of ours: {exc}")
             return
         payload["properties"]["delivery_tag"] = tag
-        self.connection.loop.call_soon(self.connection.deliver, self, payload, queue, tag)
+        transport.loop.call_soon(transport.deliver, self, payload, queue, tag)
 
     def _set_aside(self, queue: str, tag: str, body: str, reason: str) -> None:
         """To the dead letters, for a person to look at; where SQS does not take it, when it comes again."""
@@ -146,7 +157,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             self.broker.dead_letter(body, reason)
         except EmbedfleetError as exc:
             log.warning("sqs: %s", exc)
-            self.receipts.give_back(tag, GIVEN_BACK_S)
+            self.receipts.give_back(tag)
         else:
             self.receipts.delete(tag)
 
@@ -177,4 +188,4 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             self._deliver(payload, queue)
         except Exception as exc:
             log.error("a message of %s was given back: %s", queue, type(exc).__name__)
-            channel.receipts.give_back(tag, GIVEN_BACK_S)
+            channel.receipts.give_back(tag)
