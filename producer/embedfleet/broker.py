@@ -11,6 +11,7 @@ from threading import Event
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_exponential_jitter
 
+from embedfleet.contract import JobSpec
 from embedfleet.envelope import Message
 from embedfleet.errors import BrokerUnavailable, ConfigurationError
 from embedfleet.masking import mask_url
@@ -124,9 +125,12 @@ class Broker(ABC):
         """Close the connections."""
 
     def queue(self, model: str, lane: str) -> str:
-        """Queue of a model's lane in this fleet. The synthetic engine has its own: real work never goes there."""
-        named = f"synthetic/{model}" if self.settings.engine == "synthetic" else model
-        return queue_name(self.settings.queue_prefix, named, self.settings.revision, lane)
+        """Queue of a model's lane in this fleet."""
+        return self._lane_of(model, self.settings.revision, self.settings.engine == "synthetic", lane)
+
+    def queue_of(self, spec: JobSpec) -> str:
+        """Queue of a job's batches, whatever this fleet's model, revision and engine are."""
+        return self._lane_of(spec.settings.model or self.settings.model, spec.revision, spec.synthetic, "bulk")
 
     @property
     def queues(self) -> list[str]:
@@ -136,6 +140,11 @@ class Broker(ABC):
     def lane(self, lane: Lane) -> str:
         """Queue of a lane of this fleet's model."""
         return self.deliver_queue if lane == "deliver" else self.queue(self.settings.model, lane)
+
+    def _lane_of(self, model: str, revision: str | None, synthetic: bool, lane: str) -> str:
+        """The synthetic engine has its own: real work never goes there."""
+        named = f"synthetic/{model}" if synthetic else model
+        return queue_name(self.settings.queue_prefix, named, revision, lane)
 
     @property
     def deliver_queue(self) -> str:

@@ -20,7 +20,7 @@ from embedfleet.jobstatus import JobStatus
 from embedfleet.options import embed_options, fleet_options, json_option, store_of, store_uri
 from embedfleet.progress import bar, dead, say, say_deliveries
 from embedfleet.running import Source, command_line, exit_code, resumable, running
-from embedfleet.settings import FleetSettings
+from embedfleet.settings import FleetSettings, Lane
 
 to_option = click.option("--to", default=None, help="Folder or URI for the job folder; default: the store.")
 text_field_option = click.option("--text-field", default="text", show_default=True, help="Field of the text.")
@@ -183,15 +183,19 @@ def retry(job: str, on_overflow: Overflow | None, quiet: bool, as_json: bool, fl
 @json_option
 @fleet_options
 def deliver(job: str, deliver_to: tuple[Target, ...], quiet: bool, as_json: bool, fleet: FleetSettings) -> int:
-    """Send the vectors of JOB on, without embedding, and wait: what a destination has confirmed is not sent again."""
-    if not deliver_to:
-        raise ConfigurationError("no destination: give --deliver-to https://host/path or pgvector:TABLE.")
+    """Send the vectors of JOB on, without embedding, and wait. What a destination has confirmed is not sent again.
+
+    Without --deliver-to: to where the job was to go.
+    """
     with Fleet(**dict(fleet)) as client:
         finished = client.job(job)
-    fleet = fleet.model_copy(update={"queues": ("deliver",)})  # a worker started here needs no engine
-    with running(fleet, finished.folder.store) as run, resumable(f"Go on with: {command_line()}"):
+    destinations = deliver_to or finished.folder.destinations()
+    if not destinations:
+        raise ConfigurationError("no destination: give --deliver-to https://host/path or pgvector:TABLE.")
+    lanes: tuple[Lane, ...] = ("deliver",)  # a worker started here needs no engine
+    with running(fleet, finished.folder.store, lanes) as run, resumable(f"Go on with: {command_line()}"):
         handle, begun = run.fleet.job(finished.uri), time.monotonic()
-        for destination in deliver_to:
+        for destination in destinations:
             handle.deliver(destination)
         with bar(None, quiet=quiet) as shown:
             summary = run.follow(handle, begun, finished.status().totals.texts, shown)

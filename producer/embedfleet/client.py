@@ -3,7 +3,7 @@
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from embedfleet import models
 from embedfleet.broker import Broker, connect
 from embedfleet.contract import JOB_ID, Batching, EmbedSettings, JobSpec, OpenJob, Request
 from embedfleet.destinations import Target
-from embedfleet.errors import ConfigurationError, InputError, NotFound, StoreUnavailable, TextError
+from embedfleet.errors import BrokerUnavailable, ConfigurationError, InputError, NotFound, StoreUnavailable, TextError
 from embedfleet.job import Job
 from embedfleet.jobfolder import JobFolder, delivery, job_id_of, now, open_path, waiting
 from embedfleet.publishing import Publisher
@@ -80,7 +80,7 @@ class Fleet:
         (2, [('a', None), ('b', 'empty')])
         """
         folder, spec = self._begin(settings, to, key, deliver_to)
-        with self._publisher(folder, spec.settings) as publish:
+        with self._publisher(folder, spec) as publish:
             submit(folder, spec, records_of(records), publish)
         return Job(folder, self)
 
@@ -94,7 +94,7 @@ class Fleet:
         key: str | None = None,
         deliver_to: Sequence[Target] = (),
     ) -> Job:
-        """Embed a few texts, from application code: a job of one batch, one write and one message.
+        """Embed a few texts, from application code: a job of one batch and one message.
 
         The texts are in ``job.json``: 200 KB at most. ``ids``: one a text; default: their positions. What else is
         given, and raised, is as with :meth:`submit`. Returns when the message is queued; ``job.wait()`` waits.
@@ -107,8 +107,14 @@ class Fleet:
         """
         records = _few(texts, ids)
         folder, spec = self._begin(settings, to, key, deliver_to)
-        with self._publisher(folder, spec.settings) as publish:
-            enqueue(folder, spec, records, publish)
+        try:
+            with self._publisher(folder, spec, waits=False) as publish:
+                enqueue(folder, spec, records, publish)
+        except BrokerUnavailable as exc:
+            raise BrokerUnavailable(
+                f"job {folder.job}: it is written, and its message was not sent: {exc} Enqueue it again under the same "
+                "key, or let `embedfleet reconcile` send it."
+            ) from None
         return Job(folder, self)
 
     def embed(
@@ -158,25 +164,32 @@ class Fleet:
             raise NotFound(f"job {name}: {exc}") from None
         return handle
 
-    def republish(self, job: Job) -> None:
-        """Publish again every batch of a job that has no part: after a crash lost messages. A duplicate is harmless."""
-        with self._publisher(job.folder, job.spec.settings) as publish:
-            publish_missing(job.folder, publish)
+    def republish(self, job: Job) -> int:
+        """Publish again every batch of a job that is not settled: after a crash lost messages. How many there were.
+
+        A duplicate is harmless.
+        """
+        with self._publisher(job.folder, job.spec) as publish:
+            return publish_missing(job.folder, publish)
 
     def resubmit(self, key: str, records: Iterator[Record], settings: EmbedSettings, parent: Job) -> Job:
         """The child job of a retry; it goes where its parent went. :meth:`Job.retry` calls this."""
-        destinations = parent.folder.destinations()
+        begun = JobFolder(parent.folder.store, job_id_of(key))
+        destinations = begun.spec().deliver_to if begun.exists() else parent.folder.destinations()
         folder, spec = self._begin(settings, parent.folder.store.uri, key, destinations, parent.id)
-        with self._publisher(folder, spec.settings) as publish:
+        with self._publisher(folder, spec) as publish:
             submit(folder, spec, records, publish)
         return Job(folder, self)
 
     def send_on(self, job: Job, destination: Target) -> None:
         """Queue the deliveries that a destination has not confirmed. :meth:`Job.deliver` calls this."""
         self.broker.check(self.broker.deliver_queue)
+        self._note(job.folder)
+        job.folder.add_destination(destination)
         with Publisher(self.broker, self.broker.deliver_queue, self.while_waiting) as publish:
-            for number in job.folder.undelivered(destination.name, dead=True):
-                job.folder.write_receipt(waiting(job.id, number, destination.name))
+            for number, receipt in job.folder.undelivered(destination.name):
+                if receipt is not None and receipt.state == "dead":
+                    job.folder.write_receipt(waiting(job.id, number, destination.name, "it is sent on again"))
                 publish(delivery(job.folder, number, destination.name))
 
     def workers(self, model: str | None = None) -> list[str] | None:
@@ -209,7 +222,9 @@ class Fleet:
         """The folder and job.json of a new job, after everything that can be checked was."""
         resolved = models.resolve(settings or EmbedSettings(), self.settings.model)
         store = self._writable(to or self._store())
-        self.broker.check(self._queue(resolved, "bulk"))
+        if self.settings.store is not None:
+            self._writable(self.settings.store)  # it names the open jobs
+        self.broker.check(self._queue(resolved, "bulk"), *([self.broker.deliver_queue] if deliver_to else []))
         folder = JobFolder(store, job_id_of(key if key is not None else uuid.uuid4().hex))
         spec = JobSpec(
             job=folder.job,
@@ -238,9 +253,10 @@ class Fleet:
             self._stores[uri] = found
         return found
 
-    def _publisher(self, folder: JobFolder, settings: EmbedSettings) -> Publisher:
-        queue = self._queue(settings, "bulk")
-        return Publisher(self.broker, queue, self.while_waiting, before_first=lambda: self._note(folder))
+    def _publisher(self, folder: JobFolder, spec: JobSpec, *, waits: bool = True) -> Publisher:
+        """``waits``: while the queue is too deep; who answers a request can't."""
+        while_waiting = self.while_waiting if waits else None
+        return Publisher(self.broker, self.broker.queue_of(spec), while_waiting, lambda: self._note(folder))
 
     def _queue(self, settings: EmbedSettings, lane: str) -> str:
         return self.broker.queue(settings.model or self.settings.model, lane)
@@ -261,7 +277,9 @@ def _few(texts: Sequence[str], ids: Sequence[str] | None) -> list[Record]:
         raise InputError("enqueue: a list of at least one text was expected.")
     if ids is not None and len(ids) != len(texts):
         raise InputError(f"enqueue: {len(texts)} texts and {len(ids)} ids were given; each text has one id.")
-    return list(records_of(list(texts) if ids is None else list(zip(ids, texts, strict=True))))
+    if any(isinstance(text, Mapping | tuple) for text in texts):
+        raise InputError("enqueue: texts were expected, with their ids in `ids`. Records with columns go to submit.")
+    return list(records_of(zip(ids or map(str, range(len(texts))), texts, strict=True)))
 
 
 def _check_embed(texts: Sequence[str]) -> None:

@@ -122,7 +122,6 @@ class Delivery(Document):
     job: str = Field(pattern=JOB_ID)
     batch: int = Field(ge=0, le=99_999_999)
     destination: str = Field(pattern=NAME, description="Name; what it is, the job folder says.")
-    since: float = Field(description="Unix time in s of the hand-over: the older, the longer until the next try.")
 
 
 class Batching(BaseModel):
@@ -189,7 +188,7 @@ class AddedDestination(Document):
 class Receipt(Document):
     """``deliveries/<destination>/00000000.json``: how the delivery of a part ended. May be written again.
 
-    ``waiting``: it was dead and is tried again.
+    ``waiting``: it has not ended; since ``at`` it is tried, or was sent on again.
     """
 
     job: str

@@ -95,6 +95,7 @@ def parse_destination(text: str) -> Target:
         return _ADAPTER.validate_python(given)
     except ValidationError as exc:
         reason = exc.errors(include_url=False, include_input=False)[0]["msg"].removeprefix("Value error, ")
+        shown = mask_url(text[:200].partition("?")[0])
         raise SettingsError(
-            f"destination {mask_url(text[:200])!r}: {reason}. Give https://host/path for a webhook, or pgvector:TABLE."
+            f"destination {shown!r}: {reason}. Give https://host/path for a webhook, or pgvector:TABLE."
         ) from None

@@ -93,6 +93,8 @@ def model(settings: FleetSettings) -> Check:
 
 def accelerator(settings: FleetSettings) -> Check:
     """Device, number format and memory, asked of the worker's side in a process of its own."""
+    if settings.queues == ("deliver",):
+        return Check("accelerator", True, "not needed: this worker only delivers")
     command = [sys.executable, "-m", "embedfleet_worker.doctor"]
     try:
         ran = subprocess.run(

@@ -86,11 +86,13 @@ class Job:
             for number in self.folder.parts(self._seen.low):
                 if number not in self._seen.numbers:
                     self._seen.add(number, self.folder.part_info(number))
-            deliveries = self._delivering.status() if self._has_every_part() else ()
-            state, finished = self._state(deliveries)
+            embedded = self._has_every_part() and (self._sealed is not None or self.folder.is_cancelled())
+            deliveries = self._delivering.status() if embedded else ()
+            state, finished = self._state(embedded, deliveries)
             return JobStatus(
                 job=self.id,
                 state=state,
+                embedded=embedded,
                 finished=finished,
                 deliveries=deliveries,
                 batches_done=len(self._seen.numbers),
@@ -129,10 +131,14 @@ class Job:
 
     def unfinished(self, status: JobStatus | None, timeout_s: float | None) -> str:
         """What to say when the time to wait is over."""
-        done = f"{status.batches_done} of {status.batches or '?'} batches are done" if status else "it is not done"
+        if status and status.embedded:
+            left = sum(status.batches_done - each.confirmed - each.dead for each in status.deliveries)
+            done, worker = f"{left} deliveries have not ended", "that delivers"
+        else:
+            done = f"{status.batches_done} of {status.batches or '?'} batches are done" if status else "it is not done"
+            worker = "for its model"
         return (
-            f"job {self.id}: {done} after {timeout_s:g} s. It goes on; wait again, or see that a worker for its "
-            "model runs."
+            f"job {self.id}: {done} after {timeout_s:g} s. It goes on; wait again, or see that a worker {worker} runs."
         )
 
     def results(self) -> "pyarrow.dataset.Dataset":
@@ -164,12 +170,12 @@ class Job:
         """
         *earlier, last = self._chain()
         status = last.status()
-        if not status.finished and not earlier:
+        if not status.embedded and not earlier:
             raise NotFinished(
                 f"job {last.id}: {status.batches_done} of {status.batches or '?'} batches have an outcome. "
                 "Retry it when all have."
             )
-        parent = last if status.finished else earlier[-1]
+        parent = last if status.embedded else earlier[-1]
         settings = last.spec.settings
         if on_overflow is not None:
             settings = settings.model_copy(update={"on_overflow": on_overflow})
@@ -185,33 +191,32 @@ class Job:
         Raises NotFinished while batches have no outcome, BrokerUnavailable. ``wait`` waits for the deliveries too.
         """
         status = self.status()
-        if not self._has_every_part():
+        if not status.embedded:
             raise NotFinished(
                 f"job {self.id}: {status.batches_done} of {status.batches or '?'} batches have an outcome. "
                 "Send it on when all have."
             )
-        self.folder.add_destination(destination)
         self._fleet.send_on(self, destination)
 
     def cancel(self) -> JobStatus:
         """Stop the job: batches that no worker has begun end with the error ``cancelled``. Raises NotFound.
 
-        A job that is done stays done.
+        A job whose batches all have their outcome is not: its deliveries go on.
         """
         status = self.status()
-        if not status.finished:
+        if not status.embedded:
             self.folder.cancel()
         return self.status()
 
     def _has_every_part(self) -> bool:
         """Of a job that was never sealed: for every input there is."""
         if self._sealed is not None:
-            return len(self._seen.numbers) >= self._sealed.batches
+            return self._seen.numbers.issuperset(range(self._sealed.batches))
         return self._seen.numbers.issuperset(self.folder.inputs())
 
-    def _state(self, deliveries: Sequence[DeliveryStatus]) -> tuple[State, bool]:
+    def _state(self, embedded: bool, deliveries: Sequence[DeliveryStatus]) -> tuple[State, bool]:
         """The state, and whether nothing more will come."""
-        if not self._has_every_part() or (self._sealed is None and not self.folder.is_cancelled()):
+        if not embedded:
             state: State = "open" if self._sealed is None else "running"
             return ("cancelled", False) if self.folder.is_cancelled() else (state, False)
         if self._sealed is not None:

@@ -1,7 +1,6 @@
 """Names in a job folder and its create-once writes. Not what the files hold (contract.py, tables.py)."""
 
 import hashlib
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
@@ -94,7 +93,7 @@ class JobFolder:
 
     def input(self, batch: int) -> Input:
         """What a worker reads of a batch. Raises NotFound or ContractError."""
-        inline = self._inline()
+        inline = self._inline(batch)
         if inline is not None:
             info = InputInfo(sha256=inline.sha256, tokens=inline.tokens, rejected=inline.rejected)
             return Input(inline.ids, inline.texts, info)
@@ -103,7 +102,7 @@ class JobFolder:
 
     def input_info(self, batch: int) -> tuple[InputInfo, int]:
         """An input's metadata and its number of texts, without reading the texts of a file."""
-        if self._inline() is not None:
+        if self._inline(batch) is not None:
             given = self.input(batch)
             return given.info, len(given.ids)
         path = self.input_path(batch)
@@ -111,7 +110,7 @@ class JobFolder:
 
     def records(self, batch: int) -> list[Record]:
         """A batch's input as the records it was made of."""
-        inline = self._inline()
+        inline = self._inline(batch)
         if inline is not None:
             return [Record(record_id, text) for record_id, text in zip(inline.ids, inline.texts, strict=True)]
         path = self.input_path(batch)
@@ -157,13 +156,13 @@ class JobFolder:
         except NotFound:
             return None
 
-    def undelivered(self, destination: str, *, dead: bool) -> Iterator[int]:
-        """Numbers of the parts that this destination has not confirmed; with or without those that are dead."""
-        ended = set(self.receipts(destination))
+    def undelivered(self, destination: str) -> Iterator[tuple[int, Receipt | None]]:
+        """Numbers of the parts that this destination has not confirmed, each with its receipt if it has one."""
+        written = set(self.receipts(destination))
         for number in self.parts():
-            receipt = self.receipt(destination, number) if number in ended else None
-            if receipt is None or receipt.state == "waiting" or (dead and receipt.state == "dead"):
-                yield number
+            receipt = self.receipt(destination, number) if number in written else None
+            if receipt is None or receipt.state != "confirmed":
+                yield number, receipt
 
     def write_receipt(self, receipt: Receipt) -> None:
         """Say how a delivery ended, whatever was said before."""
@@ -183,12 +182,15 @@ class JobFolder:
         manifest = Manifest(job=self.job, batches=batches, totals=totals, provenance=provenance, finished_at=now())
         self.write_once("manifest.json", manifest.dumps())
 
-    def _inline(self) -> Inline | None:
-        """The texts in job.json, if there are any."""
+    def _inline(self, batch: int = 0) -> Inline | None:
+        """The texts in job.json, if there are any. Raises NotFound for another batch of such a job than 0."""
         try:
-            return self.spec().inline
+            inline = self.spec().inline
         except NotFound:
             return None
+        if inline is not None and batch != 0:
+            raise NotFound(f"job {self.job}: it has one batch, and no batch {batch}.")
+        return inline
 
     def _added(self, path: str) -> Target:
         return AddedDestination.loads(self.store.get(path), f"{self.store.uri}/{path}").destination
@@ -214,13 +216,13 @@ def open_path(job: str) -> str:
 
 
 def delivery(folder: JobFolder, batch: int, destination: str) -> Delivery:
-    """The message that has a part delivered, from now on."""
-    return Delivery(to=folder.store.uri, job=folder.job, batch=batch, destination=destination, since=time.time())
+    """The message that has a part delivered."""
+    return Delivery(to=folder.store.uri, job=folder.job, batch=batch, destination=destination)
 
 
-def waiting(job: str, batch: int, destination: str) -> Receipt:
-    """The receipt of a delivery that is tried again."""
-    return Receipt(job=job, batch=batch, destination=destination, state="waiting", detail="sent on again", at=now())
+def waiting(job: str, batch: int, destination: str, detail: str) -> Receipt:
+    """The receipt of a delivery that has not ended: its tries are counted from now on."""
+    return Receipt(job=job, batch=batch, destination=destination, state="waiting", detail=detail, at=now())
 
 
 def now() -> str:

@@ -22,8 +22,10 @@ class JobStatus:
     texts: int | None
     """None until sealed; ``totals.texts`` counts those with an outcome."""
     totals: Totals
+    embedded: bool
+    """Whether every batch has its outcome."""
     finished: bool
-    """Whether every batch has its outcome and every delivery ended."""
+    """Whether, beside that, every delivery has ended."""
     deliveries: tuple[DeliveryStatus, ...] = ()
     """One a destination, once every batch has its outcome."""
 

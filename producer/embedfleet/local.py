@@ -19,7 +19,7 @@ from pydantic import SecretStr
 
 from embedfleet.broker import connect
 from embedfleet.errors import BrokerUnavailable, ConfigurationError, EngineUnavailable
-from embedfleet.settings import FleetSettings
+from embedfleet.settings import LANES, FleetSettings, Lane
 
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
@@ -37,12 +37,20 @@ class LocalFleet:
     kernel ends the children when the thread that started them does.
     """
 
-    def __init__(self, settings: FleetSettings, *, stores: tuple[str, ...] = (), log_to_file: bool = True) -> None:
+    def __init__(
+        self,
+        settings: FleetSettings,
+        *,
+        stores: tuple[str, ...] = (),
+        log_to_file: bool = True,
+        queues: tuple[Lane, ...] = LANES,
+    ) -> None:
         self._folder = _private_folder()
         self._log = self._folder / "worker.log" if log_to_file else None
         self.settings = settings.model_copy(
             update={
                 "broker_url": SecretStr(f"redis+socket://{self._folder / 'redis.sock'}"),
+                "queues": queues,
                 "allowed_stores": tuple(dict.fromkeys((*settings.allowed_stores, *stores))),
                 "health_port": 0,  # several may run at once, and nobody asks
             }

@@ -15,7 +15,7 @@ from embedfleet.client import Fleet
 from embedfleet.errors import ConfigurationError, EmbedfleetError
 from embedfleet.local import LocalFleet, worker_environment
 from embedfleet.options import fleet_options, json_option, store_of
-from embedfleet.reconcile import open_jobs
+from embedfleet.reconcile import open_jobs, reconcile_open
 from embedfleet.reconcile import reconcile as look_after
 from embedfleet.settings import FleetSettings
 
@@ -57,12 +57,14 @@ def reconcile(jobs: tuple[str, ...], every: bool, fleet: FleetSettings) -> int:
         raise ConfigurationError("reconcile: give the jobs, or --all.")
     failed = 0
     with Fleet(**dict(fleet)) as client:
-        for uri in open_jobs(client) if every else [client.job(job).uri for job in jobs]:
+        for job in open_jobs(client) if every else jobs:
             try:
-                click.echo(f"{uri}: {look_after(client, uri)}")
+                found = reconcile_open(client, job) if every else look_after(client, client.job(job))
             except EmbedfleetError as exc:  # the others are seen to all the same
-                click.echo(f"{uri}: {exc}", err=True)
+                click.echo(f"{job}: {exc}", err=True)
                 failed += 1
+            else:
+                click.echo(f"{job}: {found}")
     return 1 if failed else 0
 
 

@@ -1,7 +1,6 @@
 """What a person sees of a running job: a bar on stderr, a summary on stdout. Not the job."""
 
 import json
-import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -102,11 +101,7 @@ def say_deliveries(job: str, deliveries: list[dict[str, Any]]) -> None:
     for delivery in deliveries:
         click.echo(f"{delivery['destination']}: {delivery['confirmed']:,} batches confirmed, {delivery['dead']:,} dead")
         if delivery["dead"]:
-            click.echo(
-                f"dead: {delivery['reason']} When that is mended: embedfleet deliver {job} --deliver-to "
-                f"{shlex.quote(delivery['destination'])}",
-                err=True,
-            )
+            click.echo(f"dead: {delivery['reason']} When that is mended: embedfleet deliver {job}", err=True)
 
 
 def say(summary: dict[str, Any], job: Job, *, as_json: bool) -> None:

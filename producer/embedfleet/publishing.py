@@ -1,31 +1,35 @@
 """Messages of a job on their way to a queue: by tens, and slower while it is too deep. Not the broker (broker.py)."""
 
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 
 from embedfleet.broker import Broker
 from embedfleet.envelope import Message
+from embedfleet.errors import BrokerUnavailable
 
 MAX_QUEUE_DEPTH = 100_000
 """Messages of a lane above which a producer slows down: 130 MB of the broker's memory, fifty million texts."""
 _DEPTH_EVERY = 200  # messages between two looks at the depth
 _DEPTH_WAIT_S = 1.0
 _TOGETHER = 10  # what SQS takes in one request
-_HOLD_S = 0.5  # a stream slower than this sends each message by itself
+_HOLD_S = 0.2  # a stream that stalls holds no message back for longer
 
 
 class Publisher:
-    """Publishes to one queue. What is held back is sent when its block ends without an error.
+    """Publishes to one queue. What is held back is sent a moment later, or when its block ends without an error.
 
     After an error it need not be: whoever goes on with the job publishes every batch that has no part.
+    ``while_waiting`` is called again and again while the queue is too deep; None: nothing waits for that.
     """
 
     def __init__(
         self,
         broker: Broker,
         queue: str,
-        while_waiting: Callable[[], object],
+        while_waiting: Callable[[], object] | None,
         before_first: Callable[[], object] = lambda: None,
     ) -> None:
         self._broker = broker
@@ -33,34 +37,52 @@ class Publisher:
         self._while_waiting = while_waiting
         self._before_first = before_first
         self._held: list[Message] = []
+        self._lock = threading.Lock()
+        self._timer: threading.Timer | None = None
         self._count = 0
-        self._sent_at = time.monotonic() - _HOLD_S
 
     def __call__(self, message: Message) -> None:
-        """Send a message, perhaps with those that come next."""
+        """Send a message, perhaps with those that come next. Raises BrokerUnavailable, for earlier ones too."""
         if self._count == 0:
             self._before_first()
-        if self._count % _DEPTH_EVERY == 0:
-            self._wait_for_room()
+        if self._count % _DEPTH_EVERY == 0 and self._while_waiting is not None:
+            self._wait_for_room(self._while_waiting)
         self._count += 1
-        self._held.append(message)
-        if len(self._held) >= _TOGETHER or time.monotonic() - self._sent_at > _HOLD_S:
-            self._flush()
+        with self._lock:
+            self._held.append(message)
+            if len(self._held) >= _TOGETHER:
+                self._flush()
+            elif self._timer is None:
+                self._timer = threading.Timer(_HOLD_S, self._late)
+                self._timer.daemon = True
+                self._timer.start()
 
     def __enter__(self) -> "Publisher":
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
-        if error is None:
+        with self._lock:
+            if error is None:
+                self._flush()
+            self._held = []
+            if self._timer is not None:
+                self._timer.cancel()
+
+    def _late(self) -> None:
+        """In the timer's thread. What could not be sent is sent, or said, with the next message."""
+        with self._lock, suppress(BrokerUnavailable):
+            self._timer = None
             self._flush()
 
     def _flush(self) -> None:
         if self._held:
             self._broker.publish_all(self._held, self._queue)
         self._held = []
-        self._sent_at = time.monotonic()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-    def _wait_for_room(self) -> None:
+    def _wait_for_room(self, while_waiting: Callable[[], object]) -> None:
         while self._broker.depth(self._queue) > MAX_QUEUE_DEPTH:
-            self._while_waiting()
+            while_waiting()
             time.sleep(_DEPTH_WAIT_S)

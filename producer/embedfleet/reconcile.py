@@ -4,55 +4,58 @@
 this is idempotent: two that do it at once, or a message too many, change nothing.
 """
 
-from typing import Literal
-
 from embedfleet.broker import Broker
 from embedfleet.client import Fleet
 from embedfleet.contract import OpenJob
 from embedfleet.errors import ConfigurationError
 from embedfleet.job import Job
-from embedfleet.jobfolder import delivery, open_path
+from embedfleet.jobfolder import JobFolder, delivery, open_path
 from embedfleet.publishing import Publisher
 from embedfleet.store import Store, check_allowed, open_store
 
-Found = Literal["finished", "running", "published again"]
-
 
 def open_jobs(fleet: Fleet) -> list[str]:
-    """URIs of the jobs that the fleet's store names as open. Raises ConfigurationError without a store."""
-    store = _store(fleet)
-    return [OpenJob.loads(store.get(path), f"{store.uri}/{path}").uri for path in store.paths("open")]
+    """Ids of the jobs that the fleet's store names as open. Raises ConfigurationError without a store."""
+    return [path.rpartition("/")[2] for path in _store(fleet).paths("open")]
 
 
-def reconcile(fleet: Fleet, uri: str) -> Found:
-    """See to the job in this folder; what was found. Its manifest is written if it can be.
+def reconcile_open(fleet: Fleet, job: str) -> str:
+    """See to a job that the store names as open; what was found. Raises NotFound when another was quicker."""
+    store, path = _store(fleet), open_path(job)
+    uri = OpenJob.loads(store.get(path), f"{store.uri}/{path}").uri
+    where, _, name = uri.rpartition("/")
+    # An entry in the store is not trusted further than the stores that are allowed anyway.
+    if not JobFolder(open_store(check_allowed(where, fleet.settings.stores)), name).exists():
+        store.delete(path)
+        return "gone"
+    return reconcile(fleet, fleet.job(uri))
 
-    Raises StoreNotAllowed for one outside the allowed stores: an entry in the store is not trusted further than that.
-    """
-    check_allowed(uri.rpartition("/")[0] or uri, fleet.settings.stores)
-    job = fleet.job(uri)
+
+def reconcile(fleet: Fleet, job: Job) -> str:
+    """See to a job; what was found. Its manifest is written if it can be."""
     status = job.status()
     if status.finished:
-        _store(fleet).delete(open_path(job.id))
+        if fleet.settings.store is not None:
+            _store(fleet).delete(open_path(job.id))
         return "finished"
     broker = fleet.broker
-    embedded = status.state == "embedded"
-    lane = broker.deliver_queue if embedded else broker.queue(job.spec.settings.model or "", "bulk")
+    lane = broker.deliver_queue if status.embedded else broker.queue_of(job.spec)
     if not broker.is_idle(lane):  # what is there may be this job's
         return "running"
-    if embedded:
-        _deliver_again(broker, job)
-    else:
-        fleet.republish(job)
-    return "published again"
+    count = _deliver_again(broker, job) if status.embedded else fleet.republish(job)
+    return f"{count} messages published again" if count else "running"
 
 
-def _deliver_again(broker: Broker, job: Job) -> None:
+def _deliver_again(broker: Broker, job: Job) -> int:
     """Queue the deliveries that have not ended."""
-    with Publisher(broker, broker.deliver_queue, while_waiting=lambda: None) as publish:
+    count = 0
+    with Publisher(broker, broker.deliver_queue, while_waiting=None) as publish:
         for destination in job.folder.destinations():
-            for number in job.folder.undelivered(destination.name, dead=False):
-                publish(delivery(job.folder, number, destination.name))
+            for number, receipt in job.folder.undelivered(destination.name):
+                if receipt is None or receipt.state == "waiting":
+                    publish(delivery(job.folder, number, destination.name))
+                    count += 1
+    return count
 
 
 def _store(fleet: Fleet) -> Store:

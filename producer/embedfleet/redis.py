@@ -50,8 +50,10 @@ class RedisBroker(Broker):
         return int(self._call(self.redis.llen, queue))
 
     def is_idle(self, queue: str) -> bool:
-        """Nothing waits in it, and nothing of any queue is leased."""
-        return self.depth(queue) == 0 and not self._call(self.redis.exists, "unacked")
+        """Nothing waits in it, and no lease is of it: each says its queue at its end."""
+        if self.depth(queue):
+            return False
+        return not any(lease.endswith(f'"{queue}"]'.encode()) for lease in self._call(self.redis.hvals, "unacked"))
 
     def publish_all(self, messages: Sequence[Message], queue: str) -> None:
         """In one request, where the consumers take from the other end."""

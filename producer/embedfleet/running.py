@@ -22,7 +22,7 @@ from embedfleet.jobstatus import JobStatus, State
 from embedfleet.local import LocalFleet
 from embedfleet.masking import mask
 from embedfleet.records import Record
-from embedfleet.settings import FleetSettings
+from embedfleet.settings import LANES, FleetSettings, Lane
 from embedfleet.store import Store
 
 _CHECK_EVERY = 512  # records between two looks at the local worker
@@ -156,19 +156,20 @@ class Run:
 
     def _say_if_alone(self, job: Job) -> None:
         status, model = job.status(), job.spec.settings.model
-        if status.state == "embedded" and self.fleet.deliverers() == []:
+        delivers = not status.finished and bool(job.folder.destinations())
+        if delivers and self.fleet.deliverers() == []:
             click.echo("note: no worker that delivers is running; the deliveries wait for one.", err=True)
         if status.state in ("open", "running") and self.fleet.workers(model) == []:
             click.echo(f"note: no worker for {model} is running; the job waits for one.", err=True)
 
 
 @contextmanager
-def running(settings: FleetSettings, store: Store) -> Iterator[Run]:
-    """The fleet at the configured broker, or without one a local fleet whose worker is ready."""
+def running(settings: FleetSettings, store: Store, queues: tuple[Lane, ...] = LANES) -> Iterator[Run]:
+    """The fleet at the configured broker, or without one a local fleet whose worker is ready for these lanes."""
     with ExitStack() as stack:
         local = None
         if settings.broker_url is None:
-            local = stack.enter_context(LocalFleet(settings, stores=(store.uri,)))
+            local = stack.enter_context(LocalFleet(settings, stores=(store.uri,), queues=queues))
             local.wait_ready()
             settings = local.settings
         fleet = stack.enter_context(Fleet(**dict(settings)))

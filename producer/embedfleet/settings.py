@@ -72,7 +72,9 @@ class FleetSettings(BaseSettings):
         default=30, ge=1, le=43_200, description="Seconds until a dead worker's batches go to another."
     )
     queues: Annotated[tuple[Lane, ...], NoDecode] = Field(
-        LANES, description="Lanes that a worker takes from, separated by commas; deliver alone needs no engine."
+        LANES,
+        min_length=1,
+        description="Lanes that a worker takes from, separated by commas; deliver alone needs no engine.",
     )
     health_port: int = Field(
         default=9464, ge=0, le=65_535, description="Port of a worker's /livez, /readyz and /metrics; 0: none."

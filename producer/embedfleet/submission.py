@@ -28,7 +28,8 @@ def enqueue(folder: JobFolder, spec: JobSpec, records: Sequence[Record], publish
     spec = spec.model_copy(update={"inline": inline})
     document = spec.dumps()
     if len(document.encode()) > MAX_INLINE_BYTES:
-        raise InputError(f"enqueue: {len(document) // 1000} KB are over the limit of 200 KB. Use submit for as much.")
+        size = len(document.encode()) / 1000
+        raise InputError(f"enqueue: {size:.0f} KB are over the limit of 200 KB. Use submit for as much.")
     if folder.write_once("job.json", document):
         publish(_message(folder, 0, inline.tokens))
         return
@@ -46,6 +47,8 @@ def submit(folder: JobFolder, spec: JobSpec, records: Iterable[Record], publish:
     """
     if not folder.write_once("job.json", spec.dumps()):
         spec = _same_spec(spec, folder.spec())
+        if spec.inline is not None:
+            raise JobMismatch(f"job {folder.job}: it was enqueued under this key. Use another key to submit.")
     submission = _Submission(folder, publish)
     stream = iter(records)
     submission.compare_existing(stream)
@@ -55,7 +58,7 @@ def submit(folder: JobFolder, spec: JobSpec, records: Iterable[Record], publish:
 
 
 def _same_spec(wanted: JobSpec, there: JobSpec) -> JobSpec:
-    if wanted.deliver_to != there.deliver_to:
+    if set(wanted.deliver_to) != set(there.deliver_to):
         raise JobMismatch(
             f"job {there.job}: it was submitted with other destinations ({_labels(there)}) than now "
             f"({_labels(wanted)}). Use another key, or send it on when it is done: embedfleet deliver."
@@ -79,20 +82,24 @@ def _what_makes_vectors(spec: JobSpec) -> dict[str, object]:
 
 
 def _settled(folder: JobFolder) -> set[int]:
-    """The batches that need no message: they have a part, and each delivery of it has ended or is under way."""
+    """The batches that need no message: they have a part, and each delivery of it has ended."""
     settled = set(folder.parts())
     for destination in folder.spec().deliver_to:
-        settled &= set(folder.receipts(destination.name))
+        found = folder.undelivered(destination.name)
+        settled -= {number for number, receipt in found if receipt is None or receipt.state == "waiting"}
     return settled
 
 
-def publish_missing(folder: JobFolder, publish: Publish) -> None:
-    """Publish again every batch that is not settled: after a broker or a worker lost messages. Harmless otherwise."""
+def publish_missing(folder: JobFolder, publish: Publish) -> int:
+    """Publish again every batch that is not settled, and say how many: after a broker or a worker lost messages."""
     done = _settled(folder)
+    count = 0
     for number in folder.inputs():
         if number not in done:
             info, _ = folder.input_info(number)
             publish(_message(folder, number, info.tokens))
+            count += 1
+    return count
 
 
 class _Submission:

@@ -18,6 +18,7 @@ from embedfleet.contract import Delivery, EmbedSettings, Receipt, Request
 from embedfleet.envelope import Message
 from embedfleet.jobfolder import JobFolder, now
 from embedfleet.records import check_text
+from embedfleet.settings import FleetSettings
 from embedfleet.store import open_store
 from embedfleet.synthetic import synthetic_vectors
 from embedfleet.tables import Outcome, Outcomes, write_part
@@ -46,13 +47,14 @@ class InMemoryFleet(Fleet):
         self._folder.cleanup()
 
     def _connect(self) -> Broker:
-        return _InMemoryBroker()
+        return _InMemoryBroker(self.settings)
 
 
 class _InMemoryBroker(Broker):
     """Does a message's work instead of sending it."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: FleetSettings) -> None:
+        super().__init__(settings, "in-memory")
         self._replies: dict[str, bytes] = {}
 
     def check(self, *queues: str) -> None:
@@ -61,10 +63,6 @@ class _InMemoryBroker(Broker):
     def clock(self) -> float:
         """This process's clock."""
         return time.time()
-
-    def queue(self, model: str, lane: str) -> str:
-        """Only a name."""
-        return f"{model}-{lane}"
 
     def depth(self, queue: str) -> int:  # noqa: ARG002
         """Nothing ever waits."""

@@ -40,9 +40,7 @@ MESSAGES: dict[str, Document] = {
         texts=["what is a lease?", "Straße – 東京 😀"],
         expires_at=1_793_612_345.25,
     ),
-    "delivery-v1.json": Delivery(
-        to="s3://bucket/vectors", job=JOB, batch=7, destination="pgvector-a8ab8934", since=1_793_612_345.25
-    ),
+    "delivery-v1.json": Delivery(to="s3://bucket/vectors", job=JOB, batch=7, destination="pgvector-a8ab8934"),
 }
 
 RECORDS = [

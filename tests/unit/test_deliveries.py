@@ -1,7 +1,7 @@
 """Deliveries: hand-over, the deliver task and its receipts, sending a job on. Where they go is a stand-in here."""
 
 import json
-import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +140,7 @@ def test_a_worker_that_died_between_part_and_hand_over_loses_no_delivery(world: 
     spec_less = job.folder
     world.tasks._commit(spec_less, 0)  # and dies
     assert world.queued() == []
-    assert world.fleet.submit(["a"], key=None, deliver_to=[TABLE]).id != job.id
-    world.fleet.republish(job)
+    assert world.fleet.republish(job) == 1
     world.embed(job)
     assert [(each.job, each.destination) for each in world.queued()] == [(job.id, TABLE.name)]
 
@@ -211,12 +210,18 @@ def test_waits_grow_with_the_age_of_a_delivery_up_to_a_quarter_of_an_hour() -> N
 
 
 def test_after_a_day_of_failures_a_delivery_is_dead(world: World) -> None:
-    world.recorder.failures = [DestinationUnavailable("it answered 500")]
+    world.recorder.failures = [DestinationUnavailable("it answered 500")] * 2
     job = world.fleet.submit(["a"], deliver_to=[TABLE])
     world.embed(job)
     [queued] = world.queued()
-    old = queued.model_copy(update={"since": time.time() - 25 * 3600})
-    world.deliveries.deliver(old.model_dump(mode="json"))
+    with pytest.raises(GiveBack):  # the day begins with the first failure, however long it waited in the queue
+        world.deliveries.deliver(queued.model_dump(mode="json"))
+    receipt = job.folder.receipt(TABLE.name, 0)
+    assert receipt is not None
+    assert receipt.state == "waiting"
+    begun = (datetime.now(UTC) - timedelta(hours=25)).isoformat(timespec="seconds")
+    job.folder.write_receipt(receipt.model_copy(update={"at": begun}))
+    world.deliveries.deliver(queued.model_dump(mode="json"))
     assert job.status().deliveries[0].reason == "given up after 24 h: it answered 500"
 
 
@@ -273,7 +278,17 @@ def test_a_part_that_is_not_there_is_not_delivered(world: World) -> None:
     job = world.fleet.submit(["a"], deliver_to=[TABLE])
     world.deliveries.deliver(delivery(job.folder, 0, TABLE.name).model_dump(mode="json"))
     assert world.recorder.brought == []
-    assert "parts/00000000.parquet" in world.dead_letters()[0]
+    receipt = job.folder.receipt(TABLE.name, 0)
+    assert receipt is not None
+    assert "parts/00000000.parquet" in receipt.detail
+
+
+def test_another_batch_of_a_job_of_one_does_not_exist(world: World) -> None:
+    """A message of whoever can publish must not double a job's texts."""
+    job = world.fleet.enqueue(["a", "b"])
+    world.tasks.embed(Batch(to=job.folder.store.uri, job=job.id, batch=7, tokens=1).model_dump(mode="json"))
+    assert list(job.folder.parts()) == []
+    assert "no batch 7" in world.dead_letters()[0]
 
 
 # Sending on
@@ -294,6 +309,55 @@ def test_a_finished_job_is_sent_on_without_embedding(world: World) -> None:
     assert {path: path.stat().st_mtime_ns for path in Path(world.settings.store or "").rglob("parts/*")} == before
     job.deliver(TABLE)
     assert world.queued() == [], "what was confirmed is not sent again"
+
+
+def test_what_is_sent_on_and_lost_is_sent_by_submitting_again_too(world: World) -> None:
+    world.recorder.failures = [DestinationRefused("no such table")]
+    job = world.fleet.submit(["a"], deliver_to=[TABLE])
+    world.embed(job)
+    world.deliver()
+    job.deliver(TABLE)
+    world.queued()  # the broker lost it
+    assert world.fleet.republish(job) == 1
+    world.embed(job)
+    world.deliver()
+    assert job.status().state == "done"
+
+
+def test_a_job_is_sent_on_only_when_its_producer_has_ended_it(world: World) -> None:
+    """Else batches that come later would not go there."""
+    job = world.fleet.submit(["a"])
+    world.embed(job)
+    (Path(world.settings.store or "") / job.id / "sealed.json").unlink()
+    with pytest.raises(NotFinished):
+        world.fleet.job(job.id).deliver(TABLE)
+
+
+def test_a_confirmed_delivery_stays_so_whatever_another_copy_meets(world: World) -> None:
+    job = world.fleet.submit(["a"], deliver_to=[TABLE])
+    world.embed(job)
+    [queued] = world.queued()
+    deliver = world.recorder.deliver
+
+    def meanwhile(target: Target, parcel: Parcel) -> str:
+        world.recorder.deliver = deliver  # type: ignore[method-assign]
+        world.deliveries.deliver(queued.model_dump(mode="json"))
+        raise DestinationRefused("it wants no more")
+
+    world.recorder.deliver = meanwhile  # type: ignore[method-assign]
+    world.deliveries.deliver(queued.model_dump(mode="json"))
+    assert job.status().dead_deliveries == 0
+
+
+def test_a_retry_that_was_begun_goes_where_it_began(world: World) -> None:
+    job = world.fleet.submit(["a", "word " * 2000])
+    world.embed(job)
+    child = job.retry(on_overflow="truncate")
+    job.deliver(TABLE)
+    again = job.retry(on_overflow="truncate")
+    assert child is not None
+    assert again is not None
+    assert (again.id, again.spec.deliver_to) == (child.id, ())
 
 
 def test_what_was_dead_is_sent_again_and_waited_for(world: World) -> None:

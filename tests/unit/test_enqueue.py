@@ -67,7 +67,7 @@ def test_a_job_that_was_submitted_is_no_enqueued_one(fleet: Fleet) -> None:
         (["a", "b"], ["x"], "2 texts and 1 ids"),
         (["a", "b"], ["x", "x"], "the id 'x' was there before"),
         (["a"], [""], "the id is empty"),
-        (["x" * 200_001], None, "200 KB are over the limit of 200 KB. Use submit"),
+        (["x" * 200_001], None, "201 KB are over the limit of 200 KB. Use submit"),
         (["ü" * 120_000], None, "Use submit"),
     ],
 )

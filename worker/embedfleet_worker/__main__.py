@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 import warnings
+from functools import partial
 
 from celery import Celery
 from celery.platforms import SecurityWarning
@@ -34,6 +35,7 @@ from embedfleet_worker.engine.base import Engine
 from embedfleet_worker.engine.synthetic import SyntheticEngine
 from embedfleet_worker.lifecycle.health import Health, Readiness, Server
 from embedfleet_worker.pipeline import NoCache, Pipeline
+from embedfleet_worker.settling import refuse
 from embedfleet_worker.tasks import Tasks
 from embedfleet_worker.telemetry import CountedCache, Metrics
 
@@ -56,7 +58,7 @@ def main() -> int:
         if settings.health_port:
             Server(settings.health_port, health, metrics)
         broker = connect(settings)
-        broker.check(*(broker.lane(lane) for lane in settings.queues), broker.dead_queue)
+        broker.check(*(broker.lane(lane) for lane in settings.queues), broker.deliver_queue, broker.dead_queue)
         _check_stores(settings)
         pipeline = None if settings.queues == ("deliver",) else _pipeline(settings, health, metrics)
         deliveries = Deliveries(broker, settings, metrics)
@@ -110,7 +112,9 @@ def _work(
 ) -> dict[str, app.Work]:
     """What is done for which task."""
     work: dict[str, app.Work] = {TASK_DELIVER: deliveries.deliver}
-    if pipeline is not None:
+    if pipeline is None:  # Celery would drop what it does not know
+        work |= dict.fromkeys((TASK_EMBED, TASK_ANSWER), partial(refuse, broker))
+    else:
         tasks = Tasks(pipeline, broker, settings.model, settings.stores, metrics)
         work |= {TASK_EMBED: tasks.embed, TASK_ANSWER: tasks.answer}
     return work

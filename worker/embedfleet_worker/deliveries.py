@@ -3,14 +3,14 @@
 import logging
 import random
 import threading
-import time
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from embedfleet.broker import Broker
 from embedfleet.contract import Delivery, Receipt
 from embedfleet.destinations import Target
-from embedfleet.errors import ConfigurationError, DestinationRefused, DestinationUnavailable, EmbedfleetError
-from embedfleet.jobfolder import JobFolder, now
+from embedfleet.errors import DestinationUnavailable, Permanent, Retryable
+from embedfleet.jobfolder import JobFolder, now, waiting
 from embedfleet.settings import FleetSettings
 from embedfleet.store import check_allowed, open_store
 from embedfleet_worker import logs, telemetry
@@ -48,33 +48,34 @@ class Deliveries:
         delivery = Delivery.parse(message, "message")
         logs.bind(job=delivery.job, batch=delivery.batch, destination=delivery.destination)
         folder = JobFolder(open_store(check_allowed(delivery.to, self._settings.stores)), delivery.job)
-        receipt = folder.receipt(delivery.destination, delivery.batch)
-        if receipt is not None and receipt.state == "confirmed":
+        if _is_confirmed(folder, delivery):
             return
         target = folder.destination(delivery.destination)
-        receipt = self._receipt(target, Parcel(folder, delivery.batch, delivery.destination), delivery.since)
+        receipt = self._receipt(target, Parcel(folder, delivery.batch, delivery.destination))
+        if receipt.state != "confirmed" and _is_confirmed(folder, delivery):
+            return  # by another copy of this message meanwhile
         STORE_POLICY.copy()(folder.write_receipt, receipt)
         telemetry.ended(receipt.state)
         self._metrics.delivery(target.kind, receipt.state)
         level = logging.INFO if receipt.state == "confirmed" else logging.ERROR
         log.log(level, "delivery %s: %s", receipt.state, receipt.detail)
 
-    def _receipt(self, target: Target, parcel: Parcel, since: float) -> Receipt:
+    def _receipt(self, target: Target, parcel: Parcel) -> Receipt:
         """How the delivery ended. Raises GiveBack when it has not."""
         state: Literal["confirmed", "dead"] = "confirmed"
         try:
             detail = self._destination(target).deliver(target, parcel)
-        except (DestinationRefused, ConfigurationError) as exc:
-            state, detail = "dead", str(exc)
         except DestinationUnavailable as exc:
-            age_s = max(time.time() - since, 0)
+            age_s = _age_s(parcel, str(exc))
             if age_s <= _GIVE_UP_S:
                 log.warning("delivery given back: %s", exc)
                 self._metrics.delivery(target.kind, "given_back")
                 raise GiveBack(str(exc), delay_s=exc.retry_after_s or again_in_s(age_s)) from None
             state, detail = "dead", f"given up after {_GIVE_UP_S // 3600} h: {exc}"
-        except EmbedfleetError:  # of the store: not the destination's
+        except Retryable:  # the store's, not the destination's
             raise
+        except Permanent as exc:  # the part can't be read: no try would do better
+            state, detail = "dead", str(exc)
         except Exception as exc:
             log_defect("delivery", exc)
             state, detail = "dead", f"a defect of the worker ({type(exc).__name__}); see its log."
@@ -95,10 +96,25 @@ class Deliveries:
             return self._open[target.kind]
 
 
-def again_in_s(age_s: float) -> float:
-    """Until the next try, growing with the time since the first: without a count that somebody has to keep.
+def _is_confirmed(folder: JobFolder, delivery: Delivery) -> bool:
+    receipt = folder.receipt(delivery.destination, delivery.batch)
+    return receipt is not None and receipt.state == "confirmed"
 
-    Each wait is half of the time that passed, from 2 s to a quarter of an hour, a quarter more or less.
+
+def _age_s(parcel: Parcel, reason: str) -> float:
+    """Seconds since the first try failed, or since it was sent on again; the receipt says when that was."""
+    receipt = parcel.folder.receipt(parcel.destination, parcel.batch)
+    if receipt is None or receipt.state != "waiting":
+        written = waiting(parcel.folder.job, parcel.batch, parcel.destination, reason)
+        STORE_POLICY.copy()(parcel.folder.write_receipt, written)
+        return 0.0
+    return max((datetime.now(UTC) - datetime.fromisoformat(receipt.at)).total_seconds(), 0.0)
+
+
+def again_in_s(age_s: float) -> float:
+    """Until the next try: half of the time since the first, from 2 s to a quarter of an hour, a quarter more or less.
+
+    Without a count that somebody has to keep.
     """
     return min(max(age_s / 2, _AGAIN_S), _AGAIN_MAX_S) * random.uniform(0.75, 1.25)
 

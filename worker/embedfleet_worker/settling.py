@@ -48,6 +48,12 @@ def settle(broker: Broker, work: Callable[[object], None], message: object, lett
         _dead_letter(broker, letter, f"a defect of the worker ({type(exc).__name__}); see its log")
 
 
+def refuse(broker: Broker, message: object) -> None:
+    """For work that this worker has no engine for: a dead letter, without what may be texts."""
+    known = {name: message.get(name) for name in ("to", "job", "batch")} if isinstance(message, dict) else None
+    _dead_letter(broker, known, "this worker only delivers (EMBEDFLEET_QUEUES), and its queue held other work")
+
+
 def log_defect(what: str, exc: Exception) -> None:
     """Where it happened, without the exception's message, which may quote a text."""
     found = {"error": type(exc).__name__, "frames": logs.frames(exc.__traceback__)}

@@ -90,7 +90,8 @@ class Tasks:
     def _hand_over(self, folder: JobFolder, number: int) -> None:
         """Have the part delivered. Done again after a crash: a delivery that has its receipt is not repeated."""
         for destination in folder.spec().deliver_to:
-            if folder.receipt(destination.name, number) is None:
+            receipt = folder.receipt(destination.name, number)
+            if receipt is None or receipt.state == "waiting":
                 self.broker.publish(delivery(folder, number, destination.name), self.broker.deliver_queue)
 
     def _batch_outcomes(self, folder: JobFolder, given: Input, settings: EmbedSettings) -> Outcomes:

@@ -11,7 +11,6 @@ import threading
 from typing import Any, ClassVar
 
 from celery import bootsteps
-from redis.exceptions import RedisError
 
 from embedfleet.broker import Broker
 from embedfleet.errors import BrokerUnavailable
@@ -50,7 +49,7 @@ class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]
         while True:
             try:
                 self._beat(channel)
-            except (RedisError, OSError, BrokerUnavailable) as exc:
+            except Exception as exc:  # without this thread no lease would ever be renewed again
                 log.warning("heartbeat: missed this time (%s)", type(exc).__name__)
             if stop.wait(self.lease_s / 3):
                 return

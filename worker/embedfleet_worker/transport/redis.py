@@ -73,6 +73,7 @@ class QoS(redis.QoS):  # type: ignore[misc]
         """
         virtual.QoS.ack(self, delivery_tag)
         self.channel.held.pop(delivery_tag, None)
+        give_back_in_s.pop(delivery_tag, None)
         with _told(), self.channel.conn_or_acquire() as client:
             # Not in a transaction: Redis at its memory limit refuses all of one, and then nothing would ever drain.
             pipe = client.pipeline(transaction=False)
