@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from embedfleet.broker import connect
 from embedfleet.contract import TASK_EMBED
 from embedfleet.redis import RedisBroker
 from embedfleet.settings import load
+from embedfleet_worker.transport import give_back_in_s
 from embedfleet_worker.transport import redis as transport
 from tests.unit.redis_server import RedisServer, running_redis
 from tests.waiting import wait_until
@@ -80,6 +82,10 @@ def test_the_first_queue_goes_first(taker: Taker) -> None:
 def test_the_second_queue_leaves_slots_to_the_first(taker: Taker) -> None:
     taker.publish("second", "b1", "b2", "b3", "b4", "b5")
     assert taker.take(3) == ["b1", "b2", "b3"]
+    for _ in range(5):  # and no more, though there is room for other queues'
+        with suppress(TimeoutError):
+            taker.connection.drain_events(timeout=0.1)
+    assert len(taker.taken) == 3
     taker.publish("first", "a1", "a2", "a3")
     assert taker.take(5) == ["b1", "b2", "b3", "a1", "a2"]
     assert not taker.channel.qos.can_consume()
@@ -225,6 +231,32 @@ def test_what_is_given_back_comes_again_in_a_moment(taker: Taker, monkeypatch: p
     assert not is_back()
     wait_until(is_back, "the message", timeout_s=5)
     assert taker.take(1) == ["a1"]
+
+
+def test_what_is_given_back_waits_as_long_as_it_was_told_to(taker: Taker) -> None:
+    """A receiver said when to come again."""
+    taker.publish("first", "a1")
+    taker.take(1)
+    message = taker.taken.pop()
+    give_back_in_s[message.delivery_tag] = 600
+    message.requeue()
+    [(_, ends)] = taker.channel.client.zrange("unacked_index", 0, -1, withscores=True)
+    assert ends + taker.channel.visibility_timeout - time.time() == pytest.approx(600, abs=10)
+    assert give_back_in_s == {}
+
+
+def test_room_comes_back_with_every_way_a_message_ends(taker: Taker) -> None:
+    """Else a lane would take less and less."""
+    for _ in range(3):
+        taker.publish("second", "b1", "b2", "b3")
+        taker.take(3)
+        done, back, poison = taker.taken
+        done.ack()
+        back.requeue()
+        poison.reject()
+        taker.taken.clear()
+        taker.channel.client.delete("unacked", "unacked_index")
+    assert taker.channel.held == {}
 
 
 def test_poison_that_can_not_be_set_aside_yet_is_set_aside_when_it_comes_again(
