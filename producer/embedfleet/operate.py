@@ -38,10 +38,10 @@ def up(fleet: FleetSettings) -> None:
     store = store_of(fleet, None)
     with LocalFleet(fleet.model_copy(update={"store": store.uri}), log_to_file=False) as local:
         local.wait_ready()
-        for name, value in local.settings.shared().items():
-            click.echo(f"export {name}={shlex.quote(value)}")
-        sys.stdout.flush()
         with contextlib.suppress(KeyboardInterrupt):
+            for name, value in local.settings.shared().items():
+                click.echo(f"export {name}={shlex.quote(value)}")
+            sys.stdout.flush()
             while True:
                 local.check()
                 time.sleep(0.5)
