@@ -195,6 +195,10 @@ class AsyncJob:
         child = await self._threads.run(self.job.retry, on_overflow=on_overflow)
         return AsyncJob(child, self._threads) if child is not None else None
 
+    async def chain(self) -> "list[AsyncJob]":
+        """As :meth:`Job.chain`."""
+        return [AsyncJob(job, self._threads) for job in await self._threads.run(self.job.chain)]
+
     async def deliver(self, destination: Target) -> None:
         """As :meth:`Job.deliver`."""
         await self._threads.run(self.job.deliver, destination)

@@ -198,9 +198,11 @@ def deliver(job: str, deliver_to: tuple[Target, ...], quiet: bool, as_json: bool
         for destination in destinations:
             handle.deliver(destination)
         with bar(None, quiet=quiet) as shown:
-            summary = run.follow(handle, begun, finished.status().totals.texts, shown)
-    say(summary, handle, as_json=as_json)
-    return exit_code(summary["state"], dead(summary))
+            before = finished.status().totals.texts
+            followed = [(each, run.follow(each, begun, before, shown)) for each in handle.chain()]
+    for each, summary in followed:  # the job, and its retries
+        say(summary, each, as_json=as_json)
+    return 1 if any(dead(summary) for _, summary in followed) else 0
 
 
 @cli.command()

@@ -74,9 +74,11 @@ class Document(BaseModel):
         """Validate ``data``, a dict. ``where`` names it in the ContractError."""
         if not isinstance(data, dict):
             raise ContractError(f"{where}: a JSON object was expected, not {type(data).__name__}.")
-        if data.get("version") != SCHEMA_VERSION:
+        version = data.get("version")
+        if version != SCHEMA_VERSION:
+            shown = version if isinstance(version, int | None) else type(version).__name__
             raise ContractError(
-                f"{where}: version {data.get('version')!r} is not one this embedfleet reads "
+                f"{where}: version {shown!r} is not one this embedfleet reads "
                 f"({SCHEMA_VERSION}). Upgrade the older of producer and worker."
             )
         try:
@@ -226,11 +228,17 @@ class Manifest(Document):
     finished_at: str
 
 
+def _name(part: int | str) -> str:
+    """A field's name; of a stranger's message it may be anything, also a text, and the error may be logged."""
+    text = str(part)
+    return text if len(text) <= 60 and text.replace("-", "_").replace(" ", "_").isidentifier() else "…"
+
+
 def describe(exc: ValidationError) -> str:
     """One line for people: each field with what is wrong, unknown fields named as such."""
     said = []
     for error in exc.errors(include_url=False, include_input=False):
-        field = ".".join(str(part) for part in error["loc"]) or "document"
+        field = ".".join(_name(part) for part in error["loc"]) or "document"
         unknown = error["type"] == "extra_forbidden"
         said.append(f"unknown field {field!r}" if unknown else f"{field}: {error['msg']}")
     return "; ".join(said)

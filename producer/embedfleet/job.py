@@ -147,11 +147,11 @@ class Job:
         Columns: id, chunk, embedding (fixed-size list), n_tokens, truncated, cached, error, error_message. The
         chain of retries is followed in both directions: a later outcome replaces the earlier one of its text.
         """
-        return outcomes.dataset([job.folder for job in self._chain()])
+        return outcomes.dataset([job.folder for job in self.chain()])
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Every outcome so far with the columns that were carried along, a dict a text, batch by batch."""
-        return outcomes.rows([job.folder for job in self._chain()])
+        return outcomes.rows([job.folder for job in self.chain()])
 
     def error_counts(self) -> Counter[str]:
         """How many texts of this job, without its retries, have which error so far."""
@@ -159,7 +159,7 @@ class Job:
 
     def errors_left(self) -> Counter[str]:
         """How many texts have which error so far, after this job's retries."""
-        return outcomes.error_counts([job.folder for job in self._chain()])
+        return outcomes.error_counts([job.folder for job in self.chain()])
 
     def retry(self, *, on_overflow: Overflow | None = None) -> "Job | None":
         """Submit the failed texts again as a child job, with another overflow policy if given.
@@ -168,7 +168,7 @@ class Job:
         retried; a retry that was begun and has not ended is gone on with. Raises NotFinished while the first
         job runs, JobMismatch for another policy than the retry that is gone on with was begun with.
         """
-        *earlier, last = self._chain()
+        *earlier, last = self.chain()
         status = last.status()
         if not status.embedded and not earlier:
             raise NotFinished(
@@ -186,17 +186,20 @@ class Job:
         return self._fleet.resubmit(_retry_key(parent.id), itertools.chain([first], failed), settings, parent)
 
     def deliver(self, destination: Target) -> None:
-        """Send the parts on, without embedding: those that this destination has not confirmed yet.
+        """Send the parts on, without embedding: those that this destination has not confirmed yet, of retries too.
 
-        Raises NotFinished while batches have no outcome, BrokerUnavailable. ``wait`` waits for the deliveries too.
+        Raises NotFinished while batches have no outcome, BrokerUnavailable. ``wait`` waits for the deliveries too, of
+        each job of the :meth:`chain` for its own.
         """
-        status = self.status()
-        if not status.embedded:
-            raise NotFinished(
-                f"job {self.id}: {status.batches_done} of {status.batches or '?'} batches have an outcome. "
-                "Send it on when all have."
-            )
-        self._fleet.send_on(self, destination)
+        for job in self.chain():
+            status = job.status()
+            if not status.embedded:
+                raise NotFinished(
+                    f"job {job.id}: {status.batches_done} of {status.batches or '?'} batches have an outcome. "
+                    "Send it on when all have."
+                )
+        for job in self.chain():
+            self._fleet.send_on(job, destination)
 
     def cancel(self) -> JobStatus:
         """Stop the job: batches that no worker has begun end with the error ``cancelled``. Raises NotFound.
@@ -240,7 +243,7 @@ class Job:
                 self.folder.write_manifest(batches, self._seen.totals, list(self._seen.provenance.values()))
         self._closed = True
 
-    def _chain(self) -> "list[Job]":
+    def chain(self) -> "list[Job]":
         """This job with its parents and its retries, oldest first."""
         chain = [self]
         while (parent := chain[0].spec.parent) is not None:

@@ -56,7 +56,8 @@ def test_an_unknown_field_is_refused_by_name(name: str) -> None:
 def test_an_unknown_version_is_refused_before_anything_else(name: str, version: object) -> None:
     document = EVERYTHING[name]
     said = refusal(lambda: type(document).loads(changed(document, version=version, colour="red"), "the file"))
-    assert said.startswith(f"the file: version {version!r} is not one this embedfleet reads (1).")
+    shown = repr(version) if not isinstance(version, str) else "'str'"  # a text would end in a log
+    assert said.startswith(f"the file: version {shown} is not one this embedfleet reads (1).")
 
 
 @pytest.mark.parametrize("name", EVERYTHING)

@@ -9,6 +9,7 @@ from embedfleet.broker import Broker
 from embedfleet.contract import TASK_ANSWER, TASK_EMBED
 from embedfleet_worker import app as module
 from embedfleet_worker.settling import GiveBack
+from embedfleet_worker.transport import TAKEN, running
 
 
 class RecordedTasks:
@@ -48,6 +49,23 @@ def test_each_task_gets_the_message(celery: Celery, tasks: RecordedTasks) -> Non
     celery.tasks[TASK_EMBED]({"batch": 1})
     celery.tasks[TASK_ANSWER]({"texts": []})
     assert tasks.given == [("embed", {"batch": 1}), ("answer", {"texts": []})]
+
+
+def test_a_thread_says_what_it_works_on_while_it_does(
+    celery: Celery, tasks: RecordedTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, seen = celery.tasks[TASK_EMBED], []
+
+    def take(_: object, message: object) -> None:
+        seen.extend(running.values())
+        raise GiveBack("later")
+
+    monkeypatch.setattr(RecordedTasks, "_take", lambda self, *_: take(self, None))
+    task.push_request(properties={TAKEN: ("bulk", 7), "delivery_tag": "t"})
+    with pytest.raises(Reject):
+        task.run({})
+    task.pop_request()
+    assert (seen, running) == ([("bulk", 7)], {})
 
 
 def test_what_is_given_back_is_requeued(celery: Celery, tasks: RecordedTasks) -> None:

@@ -1,6 +1,7 @@
 """Deliveries: hand-over, the deliver task and its receipts, sending a job on. Where they go is a stand-in here."""
 
 import json
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,50 @@ def test_a_cancelled_job_is_finished_when_its_parts_are_delivered(world: World) 
     assert (job.status().state, job.status().finished) == ("cancelled", False)
     world.deliver()
     assert (job.status().state, job.status().finished) == ("cancelled", True)
+
+
+def test_one_destination_that_hangs_leaves_room_for_others(world: World) -> None:
+    first = world.fleet.submit(["a"], deliver_to=[HOOK])
+    second = world.fleet.submit(["b"], deliver_to=[TABLE])
+    for job in (first, second):
+        world.embed(job)
+    hook, table = world.queued()
+    hanging, go_on = threading.Barrier(3), threading.Event()
+    deliver = world.recorder.deliver
+
+    def hang(target: Target, parcel: Parcel) -> str:
+        if target == HOOK:
+            hanging.wait(10)
+            go_on.wait(10)
+        return deliver(target, parcel)
+
+    world.recorder.deliver = hang  # type: ignore[method-assign]
+    threads = [threading.Thread(target=world.deliveries.deliver, args=(hook.model_dump(mode="json"),)) for _ in "12"]
+    for thread in threads:
+        thread.start()
+    hanging.wait(10)
+    with pytest.raises(GiveBack, match="under way"):
+        world.deliveries.deliver(hook.model_dump(mode="json"))
+    world.deliveries.deliver(table.model_dump(mode="json"))
+    assert second.status().state == "done"
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert first.status().state == "done"
+
+
+def test_retries_are_sent_on_with_their_job(world: World) -> None:
+    job = world.fleet.submit(["a", "word " * 2000])
+    world.embed(job)
+    child = job.retry(on_overflow="truncate")
+    assert child is not None
+    with pytest.raises(NotFinished, match=child.id):
+        job.deliver(TABLE)
+    world.embed(child)
+    job.deliver(TABLE)
+    world.deliver()
+    assert [each.status().state for each in job.chain()] == ["done", "done"]
+    assert len(world.recorder.brought) == 2
 
 
 # Receipts
@@ -353,7 +398,7 @@ def test_a_retry_that_was_begun_goes_where_it_began(world: World) -> None:
     job = world.fleet.submit(["a", "word " * 2000])
     world.embed(job)
     child = job.retry(on_overflow="truncate")
-    job.deliver(TABLE)
+    job.folder.add_destination(TABLE)
     again = job.retry(on_overflow="truncate")
     assert child is not None
     assert again is not None

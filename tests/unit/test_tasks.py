@@ -484,6 +484,15 @@ def test_an_expired_request_is_not_answered(worker: Worker) -> None:
     assert worker.dead_letters() == []
 
 
+def test_a_request_for_more_dimensions_than_there_is_memory_is_answered(worker: Worker) -> None:
+    asked = request(worker)
+    asked["settings"]["dimensions"] = 10**15
+    worker.tasks.answer(asked)
+    answer = reply(worker)
+    assert answer is not None
+    assert set(read_part(answer, "answer")[0]["error"].to_pylist()) == {"dead_letter"}
+
+
 def test_what_expires_is_told_by_the_brokers_clock(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = request(worker)
     monkeypatch.setattr(RedisBroker, "clock", lambda _: asked["expires_at"] + 0.001)

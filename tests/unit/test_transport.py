@@ -245,6 +245,28 @@ def test_what_is_given_back_waits_as_long_as_it_was_told_to(taker: Taker) -> Non
     assert give_back_in_s == {}
 
 
+def test_a_tag_that_is_no_text_ends_nothing(taker: Taker) -> None:
+    sent = b'{"properties":{"delivery_tag":"\xff"}}'
+    taker.channel.client.lpush("first", sent)
+    taker.publish("first", "a1")
+    assert taker.take(1) == ["a1"]
+    assert taker.channel.client.lrange("unacked-quarantine", 0, -1) == [sent]
+    assert list(taker.channel.held.values()) == ["first"]
+
+
+def test_what_threads_still_work_on_after_a_reconnect_takes_room(taker: Taker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each reconnect would give as many threads again to a receiver that hangs, until none is left."""
+    monkeypatch.setattr(transport, "running", {1: ("second", 0), 2: ("second", 0), 3: ("first", id(taker.channel))})
+    taker.publish("second", "b1", "b2")
+    assert taker.take(1) == ["b1"]
+    for _ in range(5):
+        with suppress(TimeoutError):
+            taker.connection.drain_events(timeout=0.1)
+    assert len(taker.taken) == 1
+    transport.running.clear()
+    assert taker.take(2) == ["b1", "b2"]
+
+
 def test_room_comes_back_with_every_way_a_message_ends(taker: Taker) -> None:
     """Else a lane would take less and less."""
     for _ in range(3):

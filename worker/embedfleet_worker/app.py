@@ -1,6 +1,7 @@
 """Celery configured for at-least-once: the worker's queues, its tasks, its boot steps. Not what the tasks do."""
 
 import ssl
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from embedfleet.broker import CONNECT_TIMEOUT_S, Broker
 from embedfleet.redis import RedisBroker
 from embedfleet_worker.lifecycle.heartbeat import Heartbeat
 from embedfleet_worker.settling import GiveBack
-from embedfleet_worker.transport import give_back_in_s
+from embedfleet_worker.transport import TAKEN, give_back_in_s, running
 
 Work = Callable[[object], None]
 
@@ -70,11 +71,16 @@ def _register(app: Celery, name: str, work: Work) -> None:
     def run(self: Any, *args: object, **kwargs: object) -> None:
         # Anything else than one argument is not ours; a TypeError here would lose the message.
         message = args[0] if len(args) == 1 and not kwargs else {"args": list(args), "kwargs": kwargs}
+        taken = (self.request.properties or {}).get(TAKEN)
+        if taken is not None:
+            running[threading.get_ident()] = taken
         try:
             work(message)
         except GiveBack as exc:
             if exc.delay_s is not None:
                 give_back_in_s[self.request.properties["delivery_tag"]] = exc.delay_s
             raise Reject(str(exc), requeue=True) from None  # Celery's way to put a message back; not a failure
+        finally:
+            running.pop(threading.get_ident(), None)
 
     app.task(run, name=name, bind=True, shared=False, acks_late=True, ignore_result=True)

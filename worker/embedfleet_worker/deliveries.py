@@ -3,6 +3,9 @@
 import logging
 import random
 import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -22,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _GIVE_UP_S = 24 * 3600  # a receiver that is down over night gets everything in the morning
 _AGAIN_S, _AGAIN_MAX_S = 2.0, 900.0
+_AT_ONCE = 2  # deliveries to one destination, of the four that a worker has room for
 
 
 class Deliveries:
@@ -32,6 +36,7 @@ class Deliveries:
         self._metrics = metrics
         self._settings = settings
         self._open: dict[str, Destination[Any]] = {}
+        self._under_way: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def deliver(self, message: object) -> None:
@@ -51,6 +56,26 @@ class Deliveries:
         if _is_confirmed(folder, delivery):
             return
         target = folder.destination(delivery.destination)
+        with self._turn(delivery.destination):
+            self._try(folder, delivery, target)
+
+    @contextmanager
+    def _turn(self, destination: str) -> Iterator[None]:
+        """Inside, one of the tries at this destination: one that hangs must not keep the others waiting."""
+        with self._lock:
+            if self._under_way[destination] >= _AT_ONCE:
+                raise GiveBack("enough of this destination are under way", delay_s=random.uniform(1, 3))
+            self._under_way[destination] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._under_way[destination] -= 1
+                if not self._under_way[destination]:
+                    del self._under_way[destination]
+
+    def _try(self, folder: JobFolder, delivery: Delivery, target: Target) -> None:
+        """One try, and its receipt when it was the last."""
         receipt = self._receipt(target, Parcel(folder, delivery.batch, delivery.destination))
         if receipt.state != "confirmed" and _is_confirmed(folder, delivery):
             return  # by another copy of this message meanwhile

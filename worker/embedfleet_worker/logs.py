@@ -144,6 +144,8 @@ def _message(record: logging.LogRecord) -> str:
     """The message without what might quote a text."""
     if record.name == "celery.app.trace":  # with the task's arguments, its exception and the traceback
         return "a task ended outside of our code"
+    if record.name.startswith("kombu"):  # with whole messages among the arguments
+        return str(record.msg)
     if record.name.startswith("celery.worker.consumer") and "message body" in str(record.msg):
         return _DROPPED
     args: Any = record.args

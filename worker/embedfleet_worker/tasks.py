@@ -20,6 +20,8 @@ from embedfleet_worker.settling import STORE_POLICY, log_defect, settle
 
 log = logging.getLogger(__name__)
 
+_WIDEST = 65_536  # more dimensions than any model has
+
 
 @dataclass(frozen=True)
 class Tasks:
@@ -139,4 +141,5 @@ class Tasks:
 
 def _failed(ids: list[str], settings: EmbedSettings, problem: Problem) -> Outcomes:
     rows = [Outcome(record_id, error=problem) for record_id in ids]
-    return Outcomes(rows, np.zeros((len(rows), settings.dimensions or 1), np.float32))
+    dimensions = settings.dimensions or 1  # perhaps refused because nobody has as many
+    return Outcomes(rows, np.zeros((len(rows), dimensions if dimensions <= _WIDEST else 1), np.float32))

@@ -19,15 +19,16 @@ from redis.exceptions import RedisError, ResponseError
 
 from embedfleet.broker import CONNECT_TIMEOUT_S
 from embedfleet.redis import RedisBroker
-from embedfleet_worker.transport import GIVEN_BACK_S, envelope, give_back_in_s
+from embedfleet_worker.transport import GIVEN_BACK_S, TAKEN, envelope, give_back_in_s, running
 
 log = logging.getLogger(__name__)
 
 _NAME = f"{__name__}:Transport"
 _LEASE_SCRIPT = files(__package__).joinpath("lease.lua").read_text(encoding="utf-8")
 # How long one blocked look at the first queue lasts; the others are looked at in between, so that a bulk
-# message waits at most this long for an idle worker and an interactive one not at all.
-_LOOK_S = 0.1
+# message waits at most this long for an idle worker and an interactive one not at all. At work a look also delays
+# the next message of a lane in which room has just come: six batches could not be more than sixty a second.
+_LOOK_S, _LOOK_AT_WORK_S = 0.1, 0.02
 _REFUSED_S = 1.0
 
 
@@ -133,8 +134,12 @@ class Channel(redis.Channel):  # type: ignore[misc]
             self.broker.redis.zadd(self.unacked_index_key, held, xx=True)
 
     def _with_room(self, queues: list[str]) -> list[str]:
-        """Those of which more may be held: none is kept waiting by another's work."""
+        """Those of which more may be held: none is kept waiting by another's work.
+
+        What an earlier channel took before the connection was lost is counted while its thread works on it.
+        """
         held = Counter(self.held.values())
+        held.update(queue for queue, channel in list(running.values()) if channel != id(self))
         return [queue for queue in queues if held[queue] < self.limits[queue]]
 
     def _brpop_start(self, timeout: float | None = None) -> None:  # noqa: ARG002 - kombu's interface
@@ -145,7 +150,7 @@ class Channel(redis.Channel):  # type: ignore[misc]
         self._brpop_sent_at = time.monotonic()
         if self._looking:
             first = self._q_for_pri(queues[0], 0)
-            command = ["BLMOVE", first, first, "RIGHT", "RIGHT", _LOOK_S]
+            command = ["BLMOVE", first, first, "RIGHT", "RIGHT", _LOOK_AT_WORK_S if self.held else _LOOK_S]
         else:
             lists = [(self._q_for_pri(queue, step), queue) for step in self.priority_steps for queue in queues]
             keys, names = [key for key, _ in lists], [name for _, name in lists]
@@ -172,15 +177,17 @@ class Channel(redis.Channel):  # type: ignore[misc]
         self._looking = reply is None and not looked
         if looked or reply is None:
             raise Empty
-        queue, message, tag = reply
-        self.held[tag.decode()] = queue.decode()
+        queue, message, tag = reply[0].decode(), reply[1], reply[2].decode(errors="surrogateescape")
+        self.held[tag] = queue
         try:
-            self.connection._deliver(envelope.read(message), queue.decode())
+            payload = envelope.read(message)
+            payload["properties"][TAKEN] = queue, id(self)
+            self.connection._deliver(payload, queue)
         except (RedisError, OSError):  # not kombu's connection_errors: those have KeyError among them
             raise
         except Exception as exc:  # whatever Celery's loop lets through would end the worker, and then the next one
             log.error("a message was set aside in %s: %s", self._quarantine, _reason(exc))
-            self._set_aside(message, tag.decode())
+            self._set_aside(message, tag)
         return True
 
     def _set_aside(self, message: bytes, tag: str) -> None:
@@ -189,8 +196,9 @@ class Channel(redis.Channel):  # type: ignore[misc]
         if tag in self.qos._delivered:
             virtual.QoS.ack(self.qos, tag)
         with suppress(ResponseError), self.conn_or_acquire() as client, client.pipeline() as pipe:
+            name = tag.encode(errors="surrogateescape")
             pipe.lpush(self._quarantine, message)
-            pipe.zrem(self.unacked_index_key, tag).hdel(self.unacked_key, tag).execute()
+            pipe.zrem(self.unacked_index_key, name).hdel(self.unacked_key, name).execute()
 
     @property
     def _quarantine(self) -> str:
