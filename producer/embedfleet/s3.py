@@ -99,7 +99,8 @@ class S3(Store):
         import pyarrow.dataset as ds
         from obstore.fsspec import FsspecStore
 
-        filesystem = FsspecStore("s3", **self._options)
+        # fsspec would give out the one it made before, with the endpoint and credentials of then.
+        filesystem = FsspecStore("s3", skip_instance_cache=True, **self._options)
         below = self.uri.removeprefix("s3://")
         return ds.dataset([f"{below}/{path}" for path in paths], filesystem=filesystem, format="parquet")
 

@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from embedfleet import Fleet
@@ -223,3 +225,16 @@ def test_the_command_on_s3(moto_store: Store, tmp_path: Path) -> None:
     assert summary(done)["uri"].startswith(moto_store.uri)
     results = run("results", summary(done)["uri"], cwd=tmp_path).stdout.splitlines()
     assert [json.loads(line)["id"] for line in results] == [str(n) for n in range(10)]
+
+
+def test_results_are_read_where_the_store_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fsspec keeps what it made: another endpoint, or new credentials, must not meet the old."""
+    table = pa.table({"id": ["a"]})
+    for name in ("first.parquet", "second.parquet"):  # the stand-ins of one process share what they hold
+        with aws.moto() as endpoint:
+            set_environment(endpoint, monkeypatch)
+            aws.put_bucket(endpoint)
+            store, sink = open_store(URI), pa.BufferOutputStream()
+            pq.write_table(table, sink)
+            store.create(name, sink.getvalue().to_pybytes())
+            assert store.dataset([name]).count_rows() == 1

@@ -166,12 +166,14 @@ def test_a_worker_that_is_told_to_stop_finishes_what_it_began_and_leaves_the_res
     with workers_of(proxy, tmp_path, lease_s=30, synthetic_texts_per_s=2500) as workers:
         worker = workers.start()
         job = workers.fleet.submit(texts(10_240))
-        wait_until(lambda: workers.held() > 3, "batches to be held")
+        wait_until(lambda: job.status().batches_done and workers.held() > 3, "batches to be done, and others held")
         worker.terminate()
         assert worker.wait(20) == 0
         done = job.status().batches_done
         assert 0 < done < 20
-        assert (workers.broker.depth(workers.bulk), workers.held()) == (20 - done, 0)
+        # Long before their lease ends; a batch that was done as the worker went may come again, and finds its part.
+        wait_until(lambda: workers.held() == 0, "what was held to be given back", timeout_s=5)
+        assert workers.broker.depth(workers.bulk) >= 20 - done
         workers.start(synthetic_texts_per_s=0)
         check(job, 10_240)
         assert set(workers.begun().values()) == {1}
