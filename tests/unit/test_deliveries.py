@@ -182,7 +182,7 @@ def test_one_destination_that_hangs_leaves_room_for_others(world: World) -> None
     for job in (first, second):
         world.embed(job)
     hook, table = world.queued()
-    hanging, go_on = threading.Barrier(3), threading.Event()
+    hanging, go_on = threading.Barrier(4), threading.Event()
     deliver = world.recorder.deliver
 
     def hang(target: Target, parcel: Parcel) -> str:
@@ -192,12 +192,13 @@ def test_one_destination_that_hangs_leaves_room_for_others(world: World) -> None
         return deliver(target, parcel)
 
     world.recorder.deliver = hang  # type: ignore[method-assign]
-    threads = [threading.Thread(target=world.deliveries.deliver, args=(hook.model_dump(mode="json"),)) for _ in "12"]
+    threads = [threading.Thread(target=world.deliveries.deliver, args=(hook.model_dump(mode="json"),)) for _ in "123"]
     for thread in threads:
         thread.start()
     hanging.wait(10)
-    with pytest.raises(GiveBack, match="under way"):
-        world.deliveries.deliver(hook.model_dump(mode="json"))
+    for _ in range(20):  # the first waits for a moment, the others know
+        with pytest.raises(GiveBack, match="under way"):
+            world.deliveries.deliver(hook.model_dump(mode="json"))
     world.deliveries.deliver(table.model_dump(mode="json"))
     assert second.status().state == "done"
     go_on.set()

@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 
 _GIVE_UP_S = 24 * 3600  # a receiver that is down over night gets everything in the morning
 _AGAIN_S, _AGAIN_MAX_S = 2.0, 900.0
-_AT_ONCE = 2  # deliveries to one destination, of the four that a worker has room for
+_AT_ONCE = 3  # deliveries to one destination, of the four that a worker has room for: one stays for the others
+_TURN_S = 1.0  # what a delivery waits for its turn; who never has one so long is slow, and its messages go back
 
 
 class Deliveries:
@@ -37,6 +38,8 @@ class Deliveries:
         self._settings = settings
         self._open: dict[str, Destination[Any]] = {}
         self._under_way: Counter[str] = Counter()
+        self._slow: set[str] = set()
+        self._turns = threading.Condition()
         self._lock = threading.Lock()
 
     def deliver(self, message: object) -> None:
@@ -62,17 +65,19 @@ class Deliveries:
     @contextmanager
     def _turn(self, destination: str) -> Iterator[None]:
         """Inside, one of the tries at this destination: one that hangs must not keep the others waiting."""
-        with self._lock:
-            if self._under_way[destination] >= _AT_ONCE:
-                raise GiveBack("enough of this destination are under way", delay_s=random.uniform(1, 3))
+        with self._turns:
+            wait_s = 0 if destination in self._slow else _TURN_S
+            if not self._turns.wait_for(lambda: self._under_way[destination] < _AT_ONCE, wait_s):
+                self._slow.add(destination)
+                raise GiveBack("enough of this destination are under way", delay_s=random.uniform(3, 8))
             self._under_way[destination] += 1
         try:
             yield
         finally:
-            with self._lock:
+            with self._turns:
                 self._under_way[destination] -= 1
-                if not self._under_way[destination]:
-                    del self._under_way[destination]
+                self._slow.discard(destination)
+                self._turns.notify_all()
 
     def _try(self, folder: JobFolder, delivery: Delivery, target: Target) -> None:
         """One try, and its receipt when it was the last."""
