@@ -100,7 +100,8 @@ class S3(Store):
         from obstore.fsspec import FsspecStore
 
         # fsspec would give out the one it made before, with the endpoint and credentials of then.
-        filesystem = FsspecStore("s3", skip_instance_cache=True, **self._options)
+        options: dict[str, Any] = {**self._options, "skip_instance_cache": True}
+        filesystem = FsspecStore("s3", **options)
         below = self.uri.removeprefix("s3://")
         return ds.dataset([f"{below}/{path}" for path in paths], filesystem=filesystem, format="parquet")
 
