@@ -18,8 +18,8 @@ from locust import User, between, events, task
 from locust.runners import WorkerRunner
 
 from embedfleet import EmbedSettings, Fleet, Job
-from embedfleet.client import embeddings
 from embedfleet.errors import TextError, WaitTimeout
+from embedfleet.fewtexts import embeddings
 from embedfleet.tables import PartInfo
 
 if is_module_patched("socket"):

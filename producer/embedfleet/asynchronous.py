@@ -11,10 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from embedfleet.client import Fleet, embeddings
+from embedfleet.client import Fleet
 from embedfleet.contract import EmbedSettings, JobSpec, Overflow
 from embedfleet.destinations import Target
 from embedfleet.errors import WaitTimeout
+from embedfleet.fewtexts import embeddings
 from embedfleet.job import Job
 from embedfleet.jobstatus import JobStatus
 

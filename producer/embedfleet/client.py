@@ -3,7 +3,7 @@
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
@@ -11,20 +11,19 @@ from embedfleet import models
 from embedfleet.broker import Broker, connect
 from embedfleet.contract import JOB_ID, Batching, EmbedSettings, JobSpec, OpenJob, Request
 from embedfleet.destinations import Target
-from embedfleet.errors import BrokerUnavailable, ConfigurationError, InputError, NotFound, StoreUnavailable, TextError
+from embedfleet.errors import BrokerUnavailable, ConfigurationError, NotFound, StoreUnavailable
+from embedfleet.fewtexts import check_embed, embeddings, few_records
 from embedfleet.job import Job
 from embedfleet.jobfolder import JobFolder, delivery, job_id_of, now, open_path, waiting
 from embedfleet.publishing import Publisher
-from embedfleet.records import Record, check_text, records_of
+from embedfleet.records import Record, records_of
 from embedfleet.settings import FleetSettings, load
 from embedfleet.store import Store, open_store
 from embedfleet.submission import enqueue, publish_missing, submit
-from embedfleet.tables import PartInfo, read_part, vectors_of
+from embedfleet.tables import PartInfo, read_part
 
 if TYPE_CHECKING:
     import numpy as np
-
-_MAX_EMBED_BYTES = 1024 * 1024  # texts of one round trip: they travel in the message
 
 
 class Fleet:
@@ -105,7 +104,7 @@ class Fleet:
         ...     job.wait().totals.texts, [row["id"] for row in job.rows()]
         (2, ['q-1', 'q-2'])
         """
-        records = _few(texts, ids)
+        records = few_records(texts, ids)
         folder, spec = self._begin(settings, to, key, deliver_to)
         try:
             with self._publisher(folder, spec, waits=False) as publish:
@@ -143,7 +142,7 @@ class Fleet:
     ) -> tuple[Any, PartInfo]:
         """The part that a worker makes for :meth:`embed`. Given up within 2 s once its caller sets ``abandoned``."""
         resolved = models.resolve(settings or EmbedSettings(), self.settings.model)
-        _check_embed(texts)
+        check_embed(texts)
         key = f"{self.settings.queue_prefix}-reply-{uuid.uuid4().hex}"
         expires_at = self.broker.clock() + timeout_s
         request = Request(reply_to=key, settings=resolved, texts=list(texts), expires_at=expires_at)
@@ -270,36 +269,3 @@ class Fleet:
                 "no store: set EMBEDFLEET_STORE (`store=`, --store), or name a folder: `to=`, a job by its path."
             )
         return self.settings.store
-
-
-def _few(texts: Sequence[str], ids: Sequence[str] | None) -> list[Record]:
-    if isinstance(texts, str) or not texts:
-        raise InputError("enqueue: a list of at least one text was expected.")
-    if ids is not None and len(ids) != len(texts):
-        raise InputError(f"enqueue: {len(texts)} texts and {len(ids)} ids were given; each text has one id.")
-    if any(isinstance(text, Mapping | tuple) for text in texts):
-        raise InputError("enqueue: texts were expected, with their ids in `ids`. Records with columns go to submit.")
-    return list(records_of(zip(ids or map(str, range(len(texts))), texts, strict=True)))
-
-
-def _check_embed(texts: Sequence[str]) -> None:
-    if isinstance(texts, str) or not texts:
-        raise InputError("embed: a list of at least one text was expected.")
-    errors = {i: f"{reason[0]}: {reason[1]}" for i, text in enumerate(texts) if (reason := check_text(text))}
-    _raise(errors)
-    if sum(len(text.encode()) for text in texts) > _MAX_EMBED_BYTES:
-        raise InputError("embed: the texts are over 1 MiB together. Use submit for as much.")
-
-
-def embeddings(table: Any) -> "np.ndarray[Any, Any]":
-    """The vectors of a part. Raises TextError naming the positions of texts without one."""
-    rows = table.select(["error", "error_message"]).to_pylist()
-    _raise({i: f"{row['error']}: {row['error_message']}" for i, row in enumerate(rows) if row["error"] is not None})
-    return vectors_of(table)
-
-
-def _raise(errors: dict[int, str]) -> None:
-    if errors:
-        first = next(iter(errors))
-        more = f" and {len(errors) - 1} more" if len(errors) > 1 else ""
-        raise TextError(f"text {first} has no vector: {errors[first]}{more}.", errors)
