@@ -217,3 +217,11 @@ def to_bytes(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("field", ["a secret text, with a comma", "x" * 61])
+def test_a_field_whose_name_may_be_a_text_is_not_quoted(field: str) -> None:
+    said = refusal(
+        lambda: type(MESSAGES["batch-v1.json"]).loads(changed(MESSAGES["batch-v1.json"], **{field: 1}), "message")
+    )
+    assert said == "message: unknown field '…'"

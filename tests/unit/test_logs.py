@@ -122,3 +122,8 @@ def test_nobody_reading_is_no_error() -> None:
     os.close(reading)
     logs.JsonHandler(writing).handle(record("to nobody"))
     os.close(writing)
+
+
+def test_kombu_quotes_no_message() -> None:
+    odd = record("Could not restore message %r", {"body": SECRET}, name="kombu.transport.redis")
+    assert formatted(odd)["message"] == "Could not restore message %r"

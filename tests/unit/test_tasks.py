@@ -541,3 +541,11 @@ def test_a_request_is_given_back_when_the_broker_takes_no_answer(
     monkeypatch.setattr(RedisBroker, "reply", raising(BrokerUnavailable("gone")))
     with pytest.raises(GiveBack):
         worker.tasks.answer(request(worker))
+
+
+def test_a_worker_that_only_delivers_keeps_other_work_for_a_person(worker: Worker) -> None:
+    """Celery would drop a task that it does not know."""
+    settling.refuse(worker.tasks.broker, {"job": "j-1", "batch": 0, "texts": ["a secret text"]})
+    [letter] = worker.dead_letters()
+    assert letter["message"] == {"to": None, "job": "j-1", "batch": 0}
+    assert "only delivers" in letter["reason"]
