@@ -126,7 +126,7 @@ def submit(
 @fleet_options
 def status(job: str, as_json: bool, fleet: FleetSettings) -> None:
     """Where JOB (an id in the store, or a job folder) is."""
-    _say_status(Fleet(**dict(fleet)).job(job).status(), as_json)
+    _say_status(job, Fleet(**dict(fleet)).job(job).status(), as_json)
 
 
 @cli.command()
@@ -139,7 +139,7 @@ def watch(job: str, quiet: bool, as_json: bool, fleet: FleetSettings) -> int:
     with bar(None, quiet=quiet) as shown:
         for now in Fleet(**dict(fleet)).job(job).watch():
             shown.show(now)
-    _say_status(now, as_json)
+    _say_status(job, now, as_json)
     return exit_code(now.state, now.totals.errors + now.dead_deliveries)
 
 
@@ -214,7 +214,7 @@ def cancel(job: str, fleet: FleetSettings) -> None:
     click.echo(f"{handle.cancel().state}: {handle.uri}")
 
 
-def _say_status(now: JobStatus, as_json: bool) -> None:
+def _say_status(job: str, now: JobStatus, as_json: bool) -> None:
     totals = now.totals.model_dump()
     if as_json:
         fields = {name: value for name, value in asdict(now).items() if name != "totals"}
@@ -222,7 +222,7 @@ def _say_status(now: JobStatus, as_json: bool) -> None:
         return
     of = f" of {now.batches}" if now.batches is not None else ""
     click.echo(f"{now.state}: {now.batches_done}{of} batches, {totals['texts']:,} texts, {totals['errors']:,} errors")
-    say_deliveries(now.job, [asdict(delivery) for delivery in now.deliveries])
+    say_deliveries(job, [asdict(delivery) for delivery in now.deliveries])
 
 
 for command in (operate.worker, operate.up, operate.reconcile, operate.models, operate.config, operate.doctor):

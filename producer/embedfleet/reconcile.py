@@ -43,7 +43,7 @@ def reconcile(fleet: Fleet, job: Job) -> str:
     if not broker.is_idle(lane):  # what is there may be this job's
         return "running"
     count = _deliver_again(broker, job) if status.embedded else fleet.republish(job)
-    return f"{count} messages published again" if count else "running"
+    return f"published again: {count}" if count else "running"
 
 
 def _deliver_again(broker: Broker, job: Job) -> int:

@@ -62,7 +62,7 @@ def test_what_the_broker_lost_is_published_again(fleet: Fleet, redis_server: Red
     job = fleet.submit(f"text {n}" for n in range(1100))
     commit(job, 1)
     redis_server.client.flushall()
-    assert reconcile(fleet, job) == "2 messages published again"
+    assert reconcile(fleet, job) == "published again: 2"
     assert fleet.broker.depth(bulk(fleet)) == 2
 
 
@@ -70,7 +70,7 @@ def test_deliveries_that_the_broker_lost_are_published_again(fleet: Fleet, redis
     job = fleet.submit(["a"], deliver_to=[TABLE])
     commit(job, 0)
     redis_server.client.flushall()
-    assert reconcile(fleet, job) == "1 messages published again"
+    assert reconcile(fleet, job) == "published again: 1"
     assert fleet.broker.depth(fleet.broker.deliver_queue) == 1
     assert reconcile(fleet, job) == "running"
     assert open_jobs(fleet) == [job.id]
@@ -92,7 +92,7 @@ def test_a_job_that_was_sent_on_is_open_again(fleet: Fleet, redis_server: RedisS
     job.deliver(TABLE)
     redis_server.client.flushall()
     assert open_jobs(fleet) == [job.id]
-    assert reconcile_open(fleet, job.id) == "1 messages published again"
+    assert reconcile_open(fleet, job.id) == "published again: 1"
 
 
 def test_a_cancelled_job_is_delivered_too_and_once(fleet: Fleet, redis_server: RedisServer) -> None:
@@ -101,7 +101,7 @@ def test_a_cancelled_job_is_delivered_too_and_once(fleet: Fleet, redis_server: R
     commit(job, 0)
     redis_server.client.flushall()
     fleet.submit(["somebody else's"])  # the bulk lane is none of its business any more
-    assert reconcile(fleet, job) == "1 messages published again"
+    assert reconcile(fleet, job) == "published again: 1"
     assert (fleet.broker.depth(bulk(fleet)), fleet.broker.depth(fleet.broker.deliver_queue)) == (1, 1)
 
 
@@ -111,7 +111,7 @@ def test_messages_go_to_the_queue_of_the_jobs_own_revision(
     with Fleet(broker_url=redis_server.url, store=str(tmp_path / "store"), revision="r1") as other:
         job = other.submit(["a"])
         redis_server.client.flushall()
-        assert reconcile_open(fleet, job.id) == "1 messages published again"
+        assert reconcile_open(fleet, job.id) == "published again: 1"
         assert other.broker.depth(bulk(other)) == 1
         assert reconcile(fleet, job) == "running"
 
