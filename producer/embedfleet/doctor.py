@@ -93,7 +93,7 @@ def model(settings: FleetSettings) -> Check:
 
 def accelerator(settings: FleetSettings) -> Check:
     """Device, number format and memory, asked of the worker's side in a process of its own."""
-    if settings.queues == ("deliver",):
+    if not settings.needs_engine:
         return Check("accelerator", True, "not needed: this worker only delivers")
     command = [sys.executable, "-m", "embedfleet_worker.doctor"]
     try:

@@ -124,6 +124,11 @@ class FleetSettings(BaseSettings):
         """The stores a worker may use."""
         return self.allowed_stores or ((self.store,) if self.store else ())
 
+    @property
+    def needs_engine(self) -> bool:
+        """Whether a worker with these lanes embeds; one that only delivers does not."""
+        return any(lane != "deliver" for lane in self.queues)
+
     def environment(self) -> dict[str, str]:
         """These settings as EMBEDFLEET_* variables, secrets in clear: for the processes of this fleet only."""
         return {_PREFIX + name.upper(): _clear(value) for name, value in self if value not in (None, ())}

@@ -98,9 +98,11 @@ def test_a_worker_of_ones_own(redis_url: str, tmp_path: Path) -> None:
     settings = {"broker_url": redis_url, "store": tmp_path / "store"}
     write_jsonl(tmp_path / "in.jsonl", numbered(10))
     waiting = start("embed", "in.jsonl", "--json", cwd=tmp_path, **settings)
+    assert waiting.stderr is not None
+    stderr = waiting.stderr.readline()  # before there is a worker, which may be quicker than the note
     worker = start("worker", "--lease-s", "5", cwd=tmp_path, **settings)
     try:
-        stdout, stderr = waiting.communicate(timeout=60)
+        stdout, _ = waiting.communicate(timeout=60)
     finally:
         worker.terminate()
         _, log = worker.communicate(timeout=30)

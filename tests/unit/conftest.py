@@ -8,6 +8,7 @@ import pytest
 from embedfleet.broker import Broker, connect
 from embedfleet.folder import Folder
 from embedfleet.settings import load
+from tests import aws
 from tests.unit.redis_server import RedisServer, running_redis
 
 
@@ -34,3 +35,19 @@ def broker(redis_server: RedisServer) -> Iterator[Broker]:
 @pytest.fixture
 def store(tmp_path: Path) -> Folder:
     return Folder(str(tmp_path / "store"), make=True)
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[str]:
+    """A stand-in for AWS."""
+    with aws.moto() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def proxy(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[aws.Proxy]:
+    """What breaks chosen answers of the stand-in; AWS' own variables lead there."""
+    with aws.proxy(moto) as running:
+        for name, value in aws.environment(running.endpoint).items():
+            monkeypatch.setenv(name, value)
+        yield running

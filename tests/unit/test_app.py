@@ -1,5 +1,8 @@
 """The worker's Celery app: what a task gives Celery, whatever is in the message."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import kombu.transport
 import pytest
 from celery import Celery
@@ -7,9 +10,11 @@ from celery.exceptions import Reject
 
 from embedfleet.broker import Broker
 from embedfleet.contract import TASK_ANSWER, TASK_EMBED
+from embedfleet.errors import ConfigurationError
 from embedfleet_worker import app as module
 from embedfleet_worker.settling import GiveBack
 from embedfleet_worker.transport import TAKEN, running
+from tests.waiting import wait_until
 
 
 class RecordedTasks:
@@ -51,16 +56,14 @@ def test_each_task_gets_the_message(celery: Celery, tasks: RecordedTasks) -> Non
     assert tasks.given == [("embed", {"batch": 1}), ("answer", {"texts": []})]
 
 
-def test_a_thread_says_what_it_works_on_while_it_does(
-    celery: Celery, tasks: RecordedTasks, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_thread_says_what_it_works_on_while_it_does(celery: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
     task, seen = celery.tasks[TASK_EMBED], []
 
-    def take(_: object, message: object) -> None:
+    def take(*_: object) -> None:
         seen.extend(running.values())
         raise GiveBack("later")
 
-    monkeypatch.setattr(RecordedTasks, "_take", lambda self, *_: take(self, None))
+    monkeypatch.setattr(RecordedTasks, "_take", take)
     task.push_request(properties={TAKEN: ("bulk", 7), "delivery_tag": "t"})
     with pytest.raises(Reject):
         task.run({})
@@ -90,3 +93,21 @@ def test_messages_are_acknowledged_late_and_taken_one_at_a_time(celery: Celery) 
     assert celery.conf.worker_enable_remote_control is False
     assert celery.conf.accept_content == ["json"]
     assert celery.conf.broker_transport_options["visibility_timeout"] == 30.0
+
+
+def test_the_heartbeat_goes_on_whatever_a_beat_meets(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it no lease would be renewed again, and long batches be done again and again."""
+    for name, value in {"broker": broker, "queues": ["bulk"], "lease_s": 0.03}.items():
+        monkeypatch.setattr(module.Heartbeat, name, value, raising=False)
+    beats: list[int] = []
+
+    def renew() -> None:
+        beats.append(1)
+        if len(beats) == 1:
+            raise ConfigurationError("the queue is not there")
+
+    consumer: Any = SimpleNamespace(task_consumer=SimpleNamespace(channel=SimpleNamespace(renew=renew)))
+    step = module.Heartbeat(consumer)
+    step.start(consumer)
+    wait_until(lambda: len(beats) > 2, "the next beats")
+    step.stop(consumer)

@@ -138,8 +138,7 @@ def test_the_same_batch_again_changes_nothing_once_it_is_delivered(world: World)
 
 def test_a_worker_that_died_between_part_and_hand_over_loses_no_delivery(world: World) -> None:
     job = world.fleet.submit(["a"], deliver_to=[TABLE])
-    spec_less = job.folder
-    world.tasks._commit(spec_less, 0)  # and dies
+    world.tasks._commit(job.folder, 0)  # and dies
     assert world.queued() == []
     assert world.fleet.republish(job) == 1
     world.embed(job)
@@ -232,6 +231,19 @@ def test_what_a_destination_refuses_is_dead_with_the_reason_and_ends_the_job(wor
     status = job.status()
     assert (status.state, status.dead_deliveries) == ("done", 1)
     assert status.deliveries[0].reason == "the table docs holds 3 dimensions, and these are 384."
+
+
+def test_a_defect_is_a_dead_delivery_that_quotes_no_text(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Else the job would wait for ever, or the message come again and again."""
+    world.recorder.failures = [KeyError("a secret text")]
+    job = world.fleet.submit(["a"], deliver_to=[TABLE])
+    world.embed(job)
+    world.deliver()
+    status = job.status()
+    assert (status.state, status.dead_deliveries) == ("done", 1)
+    assert status.deliveries[0].reason == "a defect of the worker (KeyError); see its log."
+    assert "delivery failed: KeyError" in caplog.text
+    assert "secret" not in caplog.text
 
 
 def test_what_a_destination_can_not_take_now_is_given_back_with_the_delay_it_asked_for(world: World) -> None:

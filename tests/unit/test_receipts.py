@@ -29,20 +29,6 @@ FAULTS = [fault for fault in aws.FAULTS if fault != "hang"] + ["some"]
 """Each is tried; what hangs has a test of its own."""
 
 
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    with aws.moto() as endpoint:
-        yield endpoint
-
-
-@pytest.fixture
-def proxy(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[aws.Proxy]:
-    with aws.proxy(moto) as running:
-        for name, value in aws.environment(running.endpoint).items():
-            monkeypatch.setenv(name, value)
-        yield running
-
-
 @pytest.fixture
 def broker(proxy: aws.Proxy, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[SqsBroker]:
     """With leases of 2 s, unless the test says otherwise; what hangs is given up early."""
@@ -418,7 +404,6 @@ def test_an_sqs_that_is_gone_holds_up_no_exit(taker: Taker, monkeypatch: pytest.
     monkeypatch.setattr(transport, "_CLOSE_S", 0.3)
     taker.publish(1)
     taker.take(1)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
 
     def hang(*_: object, **__: object) -> None:
         time.sleep(1)

@@ -66,6 +66,11 @@ def test_allowed_stores_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch,
     assert load().allowed_stores == ("/a", "/b")
 
 
+@pytest.mark.parametrize(("queues", "needed"), [("deliver", False), ("deliver,deliver", False), ("bulk,deliver", True)])
+def test_only_a_worker_that_embeds_needs_an_engine(queues: str, needed: bool) -> None:
+    assert load(queues=queues).needs_engine is needed
+
+
 # Refusals
 
 

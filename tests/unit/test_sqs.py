@@ -25,20 +25,6 @@ from tests.unit import sqs_queues
 FORTNIGHT = str(RETENTION_S)
 
 
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    with aws.moto() as endpoint:
-        yield endpoint
-
-
-@pytest.fixture
-def proxy(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[aws.Proxy]:
-    with aws.proxy(moto) as running:
-        for name, value in aws.environment(running.endpoint).items():
-            monkeypatch.setenv(name, value)
-        yield running
-
-
 @pytest.fixture
 def settings(proxy: aws.Proxy) -> FleetSettings:
     """With queue names of the test's own."""

@@ -60,7 +60,7 @@ def main() -> int:
         broker = connect(settings)
         broker.check(*(broker.lane(lane) for lane in settings.queues), broker.deliver_queue, broker.dead_queue)
         _check_stores(settings)
-        pipeline = None if settings.queues == ("deliver",) else _pipeline(settings, health, metrics)
+        pipeline = _pipeline(settings, health, metrics) if settings.needs_engine else None
         deliveries = Deliveries(broker, settings, metrics)
     except EmbedfleetError as exc:
         log.error("%s", exc)
