@@ -577,3 +577,13 @@ def test_the_sql_in_the_documents_works(server: Postgres, look: "psycopg.Connect
         writer.close()
         maker.close()
         look.execute("DROP OWNED BY embedfleet, embedfleet_writer CASCADE; DROP ROLE embedfleet, embedfleet_writer")
+
+
+def test_a_connection_that_a_delivery_failed_on_is_not_used_again(
+    destination: PgvectorDestination, folder: JobFolder, look: "psycopg.Connection[Any]"
+) -> None:
+    """Whatever state it is in, such as in the middle of a COPY."""
+    look.execute(f"CREATE TABLE docs {REFUSED['another dimension'][0]}")
+    with pytest.raises(DestinationRefused):
+        destination.deliver(DOCS, part(folder, list("abcde"), unit_vectors(5, 4)))
+    wait_until(lambda: not sessions(look), "the session to end", timeout_s=5)
