@@ -7,6 +7,7 @@ into Celery's loop: a broker that is down is waited for, so there is nothing to 
 import json
 import logging
 import random
+import socket
 import threading
 import uuid
 from typing import Any, ClassVar
@@ -107,8 +108,13 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         return "-"
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:  # noqa: ARG002 - kombu's interface
-        """Remember the loop in which messages are handed over."""
+        """Remember the loop in which messages are handed over.
+
+        It needs something to read, or it sleeps for a tenth of a second where it should wait to be woken.
+        """
         self.loop = loop
+        self._never_readable = socket.socketpair()
+        loop.add_reader(self._never_readable[0], lambda: None)
 
     def deliver(self, messages: "list[tuple[str, dict[str, Any]]]", queue: str) -> None:
         """In Celery's loop: hand messages over. Whatever Celery let through would end the loop, and the worker."""
