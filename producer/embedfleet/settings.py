@@ -128,6 +128,11 @@ class FleetSettings(BaseSettings):
         return self.allowed_stores or ((self.store,) if self.store else ())
 
     @property
+    def is_local(self) -> bool:
+        """Whether the broker is on this machine and goes with it."""
+        return self.broker_url is not None and self.broker_url.get_secret_value().startswith("redis+socket:")
+
+    @property
     def needs_engine(self) -> bool:
         """Whether a worker with these lanes embeds; one that only delivers does not."""
         return any(lane != "deliver" for lane in self.queues)
