@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 # How long one blocked look lasts, of which one comes after another while a lane is empty. Shorter than the driver's
 # timeout. What a plain Celery producer published with another priority than the highest waits for its end.
-_LOOK_S = 4
+_LOOK_S = 5
 _PRIORITY_STEPS = ("", "\x06\x163", "\x06\x166", "\x06\x169")  # kombu's names for the lists of one queue
 _SCRIPTS = ("take", "renew", "settle", "sweep")
 
