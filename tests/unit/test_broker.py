@@ -7,6 +7,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +30,7 @@ BATCH = Batch(to="file:///data", job="j-1", batch=0, tokens=1)
 CALLS: dict[str, Callable[[Broker], object]] = {
     "check": lambda broker: broker.check(),
     "clock": lambda broker: broker.clock(),
+    "now": lambda broker: broker.now(),
     "depth": lambda broker: broker.depth("q"),
     "publish": lambda broker: broker.publish(BATCH, "q"),
     "reply": lambda broker: broker.reply("key", b"answer"),
@@ -78,7 +80,7 @@ def test_publishing_is_tried_four_times(closed: RedisBroker, monkeypatch: pytest
         attempts.append(None)
         raise OSError("refused")
 
-    monkeypatch.setattr(closed, "redis", SimpleNamespace(lpush=refuse, close=closed.redis.close))
+    monkeypatch.setattr(closed, "redis", SimpleNamespace(lpush=refuse, time=lambda: (0, 0), close=closed.redis.close))
     with pytest.raises(BrokerUnavailable):
         closed.publish(BATCH, "q")
     assert len(attempts) == 4
@@ -117,6 +119,30 @@ def test_an_address_that_is_none_is_a_configuration_error(url: str | None, said:
         connect(load(broker_url=url))
     assert said in str(refused.value)
     assert "secret" not in str(refused.value)
+
+
+# The broker's clock
+
+
+def test_the_clock_is_the_brokers_whatever_this_machine_says(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = time.time()
+    monkeypatch.setattr(time, "time", lambda: expected + 3600)
+    assert broker.now() == pytest.approx(expected, abs=5)
+
+
+def test_the_clock_is_asked_once_a_minute_and_goes_on_in_between(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed, asked = iter([0, 0, 1, 1, 60, 60, 61, 61, 61, 62, 62]), iter([1000.0, 2000.0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(passed))
+    monkeypatch.setattr(broker, "clock", lambda: next(asked))
+    assert [broker.now() for _ in range(5)] == [1000, 1001, 1060, 2000, 2001]
+
+
+def test_many_threads_may_ask_for_the_clock(broker: Broker) -> None:
+    with ThreadPoolExecutor(16) as threads:
+        seen = list(threads.map(lambda _: broker.now(), range(500)))
+    assert max(seen) - min(seen) < 5
 
 
 # When it works

@@ -7,6 +7,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from embedfleet import EmbedSettings, Fleet, doctor
 from embedfleet import broker as module
 from embedfleet.broker import connect
 from embedfleet.contract import Batch
+from embedfleet.envelope import AT
 from embedfleet.errors import BrokerUnavailable, ConfigurationError
 from embedfleet.settings import FleetSettings, load
 from embedfleet.sqs import MAX_BYTES, RETENTION_S, SqsBroker
@@ -245,6 +247,7 @@ def test_publishing_is_tried_four_times(impatient: SqsBroker, proxy: aws.Proxy) 
         ("GetQueueAttributes", lambda broker: broker.depth(broker.lane("bulk"))),
         ("SendMessage", lambda broker: broker.dead_letter({}, "a reason")),
         ("GetQueueUrl", lambda broker: broker.check("another")),
+        ("GetQueueUrl", lambda broker: broker.clock()),
     ],
 )
 def test_every_other_operation_raises_ours_only(
@@ -264,6 +267,45 @@ def test_a_letter_that_is_too_large_leaves_its_reason(broker: SqsBroker) -> None
         (None, "a reason"),
         ({"batch": 1}, "another"),
     ]
+
+
+# The clock
+
+LATER = "Fri, 01 Jan 2027 10:00:00 GMT"
+LATER_S = 1_798_797_600
+
+
+def test_the_clock_is_that_of_sqs(broker: SqsBroker, proxy: aws.Proxy) -> None:
+    proxy.date = LATER
+    assert broker.clock() == LATER_S
+    broker.publish_all(batches(25), broker.lane("bulk"))
+    sent = received(broker, broker.lane("bulk"))
+    assert {int(json.loads(message["Body"])["headers"][AT]) - LATER_S for message in sent} <= {0, 1}
+
+
+@pytest.mark.parametrize("date", ["", "soon", "Fri, 99 Jan 2027 10:00:00 GMT"])
+def test_without_a_date_there_is_no_clock(impatient: SqsBroker, proxy: aws.Proxy, date: str) -> None:
+    proxy.date = date
+    for call in (impatient.clock, lambda: impatient.publish_all(batches(1), impatient.lane("bulk"))):
+        with pytest.raises(BrokerUnavailable, match="its answer has no date"):
+            call()
+    proxy.date = None
+    impatient.publish_all(batches(1), impatient.lane("bulk"))
+
+
+def test_publishing_asks_for_the_time_once_a_minute(broker: SqsBroker, proxy: aws.Proxy) -> None:
+    broker.publish_all(batches(1), broker.lane("bulk"))
+    before = proxy.seen["GetQueueUrl"]
+    for _ in range(5):
+        broker.publish_all(batches(1), broker.lane("bulk"))
+    assert proxy.seen["GetQueueUrl"] == before
+
+
+def test_the_clock_is_asked_of_a_queue_that_is_there(broker: SqsBroker) -> None:
+    """A producer for another model may know and use no other."""
+    with closing(SqsBroker(broker.settings.model_copy(update={"model": "another"}), broker.url)) as another:
+        another.publish_all(batches(1), broker.lane("bulk"))
+        assert broker.depth(broker.lane("bulk")) == 1
 
 
 # A fleet

@@ -166,7 +166,7 @@ def _hold(taken: Taken) -> str | None:
 def _read(tag: str, taken: Taken) -> dict[str, Any] | None:
     """The message as kombu wants it. What is none of ours is set aside, for a person to look at."""
     try:
-        payload = envelope.read(taken.message)
+        payload = envelope.read(taken.message, Side.broker.settings.signing_key)
     except ValueError as exc:
         _set_aside(tag, taken, f"not a message of ours: {exc}")
         return None
