@@ -22,7 +22,6 @@ from embedfleet.contract import Batch
 from embedfleet.errors import BrokerUnavailable, ConfigurationError, WaitTimeout
 from embedfleet.redis import RedisBroker
 from embedfleet.settings import load
-from embedfleet_worker import app
 from tests.unit.redis_server import RedisServer, running_redis
 from tests.waiting import wait_until
 
@@ -197,7 +196,7 @@ def test_a_url_that_celery_and_redis_would_not_read_alike_is_refused(url: str) -
     assert "pass-word" not in str(refused.value)
 
 
-def test_the_database_of_a_socket_is_the_same_for_celery_and_for_us(redis_server: RedisServer) -> None:
+def test_the_database_of_a_socket_is_that_of_its_url(redis_server: RedisServer) -> None:
     connected = connect(load(broker_url=f"{redis_server.url}?virtual_host=3"))
     connected.publish(BATCH, "q")
     assert connected.depth("q") == 1
@@ -205,15 +204,13 @@ def test_the_database_of_a_socket_is_the_same_for_celery_and_for_us(redis_server
 
 
 def test_certificates_are_verified_unless_the_url_says_otherwise() -> None:
-    def verified(url: str) -> tuple[object, object]:
-        """By the producer's connections, and by a worker's Celery."""
+    def verified(url: str) -> object:
         broker = connect(load(broker_url=url))
         assert isinstance(broker, RedisBroker)
-        with app.build(broker, {}, {"bulk": 1}).connection_for_read() as connection:
-            return broker.redis.connection_pool.make_connection().cert_reqs, connection.ssl["ssl_cert_reqs"]
+        return broker.redis.connection_pool.make_connection().cert_reqs
 
-    assert verified("rediss://localhost:6379/0") == (ssl.CERT_REQUIRED, ssl.CERT_REQUIRED)
-    assert verified("rediss://localhost:6379/0?ssl_cert_reqs=none") == (ssl.CERT_NONE, ssl.CERT_NONE)
+    assert verified("rediss://localhost:6379/0") == ssl.CERT_REQUIRED
+    assert verified("rediss://localhost:6379/0?ssl_cert_reqs=none") == ssl.CERT_NONE
 
 
 def test_a_server_that_hangs_stops_publishing_in_bounded_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
