@@ -45,7 +45,7 @@ class Deliveries:
     def deliver(self, message: object) -> None:
         """One delivery: a receipt when this returns, or a dead letter. Raises GiveBack only."""
         with self._metrics.batch("deliver"), logs.about():
-            settle(self._broker, self._deliver, message, message)
+            settle(self._broker, self._deliver, message, self._broker.deliver_queue)
 
     def close(self) -> None:
         """Close the connections to destinations."""

@@ -5,12 +5,14 @@ acknowledges, ``GiveBack`` puts the message back, everything else has become a d
 """
 
 import logging
+import time
 from collections.abc import Callable
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_exponential_jitter
 
 from embedfleet.broker import Broker
-from embedfleet.errors import BrokerUnavailable, Permanent, Retryable, StoreUnavailable
+from embedfleet.errors import BrokerUnavailable, ConfigurationError, Permanent, Retryable, StoreUnavailable
+from embedfleet.letters import Letter
 from embedfleet_worker import logs, telemetry
 
 log = logging.getLogger(__name__)
@@ -32,8 +34,8 @@ class GiveBack(Exception):
         self.delay_s = delay_s
 
 
-def settle(broker: Broker, work: Callable[[object], None], message: object, letter: object) -> None:
-    """Do the work; whatever goes wrong becomes GiveBack, or a dead letter with ``letter`` as the message."""
+def settle(broker: Broker, work: Callable[[object], None], message: object, queue: str) -> None:
+    """Do the work; whatever goes wrong becomes GiveBack, or a dead letter. ``queue``: where the message was."""
     try:
         work(message)
     except GiveBack:
@@ -42,16 +44,16 @@ def settle(broker: Broker, work: Callable[[object], None], message: object, lett
         log.warning("given back: %s", exc)
         raise GiveBack(str(exc)) from None
     except Permanent as exc:
-        _dead_letter(broker, letter, str(exc))
+        _dead_letter(broker, message, str(exc), queue)
     except Exception as exc:
         log_defect("task", exc)
-        _dead_letter(broker, letter, f"a defect of the worker ({type(exc).__name__}); see its log")
+        _dead_letter(broker, message, f"a defect of the worker ({type(exc).__name__}); see its log", queue)
 
 
 def refuse(broker: Broker, message: object) -> None:
-    """For work that this worker has no engine for: a dead letter, without what may be texts."""
-    known = {name: message.get(name) for name in ("to", "job", "batch")} if isinstance(message, dict) else None
-    _dead_letter(broker, known, "this worker only delivers (EMBEDFLEET_QUEUES), and its queue held other work")
+    """For work that this worker has no engine for."""
+    reason = "this worker only delivers (EMBEDFLEET_QUEUES), and its queue held other work"
+    _dead_letter(broker, message, reason, broker.deliver_queue)
 
 
 def log_defect(what: str, exc: Exception) -> None:
@@ -60,10 +62,18 @@ def log_defect(what: str, exc: Exception) -> None:
     log.error("%s failed: %s", what, type(exc).__name__, extra=found)
 
 
-def _dead_letter(broker: Broker, message: object, reason: str) -> None:
+def _dead_letter(broker: Broker, message: object, reason: str, queue: str) -> None:
     log.error("dead letter: %s", reason)
     try:
-        broker.dead_letter(message, reason)
+        broker.dead_letter(Letter.of(message, reason, queue, clock(broker)))
         telemetry.ended(telemetry.DEAD_LETTER)
     except (BrokerUnavailable, Permanent) as exc:
         raise GiveBack(str(exc)) from None
+
+
+def clock(broker: Broker) -> float:
+    """The broker's time, or where it has none, this machine's."""
+    try:
+        return broker.clock()
+    except ConfigurationError:
+        return time.time()

@@ -36,12 +36,12 @@ class Tasks:
     def embed(self, message: object) -> None:
         """One batch of a job: a part when this returns, or a dead letter. Raises GiveBack only."""
         with self.metrics.batch("bulk"), logs.about():
-            settle(self.broker, self._embed, message, message)
+            settle(self.broker, self._embed, message, self.broker.queue(self.model, "bulk"))
 
     def answer(self, message: object) -> None:
         """A round trip: the answer where the caller waits for it. Raises GiveBack only."""
         with self.metrics.batch("interactive"), logs.about():
-            settle(self.broker, self._answer, message, {"task": "answer"})  # a letter without the texts
+            settle(self.broker, self._answer, message, self.broker.queue(self.model, "interactive"))
 
     def _embed(self, message: object) -> None:
         batch = Batch.parse(message, "message")

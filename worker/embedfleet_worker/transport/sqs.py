@@ -18,7 +18,9 @@ from kombu.transport import virtual
 
 from embedfleet.broker import Broker
 from embedfleet.errors import BrokerUnavailable, EmbedfleetError
+from embedfleet.letters import Letter
 from embedfleet.sqs import TENS, SqsBroker
+from embedfleet_worker.settling import clock
 from embedfleet_worker.transport import envelope, give_back_in_s
 from embedfleet_worker.transport.receipts import Receipts
 
@@ -154,7 +156,9 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         """To the dead letters, for a person to look at; where SQS does not take it, when it comes again."""
         log.error("a message of %s was set aside: %s", queue, reason)
         try:
-            self.broker.dead_letter(body, reason)
+            self.broker.dead_letter(
+                Letter.quarantined(body.encode(errors="replace"), reason, queue, clock(self.broker))
+            )
         except EmbedfleetError as exc:
             log.warning("sqs: %s", exc)
             self.receipts.give_back(tag)
