@@ -14,6 +14,7 @@ from embedfleet.errors import ConfigurationError, NotFound
 from embedfleet.letters import Letter, Listing
 from embedfleet.options import fleet_options, json_option
 from embedfleet.replay import Replay, Replayed, still_waits, why_not
+from embedfleet.running import command_line, resumable
 from embedfleet.settings import FleetSettings
 
 _MORE = "there are more letters than were looked at, or somebody else looks at them right now: run it again."
@@ -57,10 +58,8 @@ def show(letter: str, as_json: bool, fleet: FleetSettings) -> None:
     if as_json:
         click.echo(json.dumps({**_fields(found), "raw": found.raw}))
         return
-    for name, value in _fields(found).items():
-        click.echo(
-            f"{name}: {_time(found) if name == 'at' else value if isinstance(value, str) else json.dumps(value)}"
-        )
+    for name, value in {**_fields(found), "at": _time(found)}.items():
+        click.echo(f"{name}: {value if isinstance(value, str) else json.dumps(value)}")
     todo = f"embedfleet dead replay {found.id}" if found.work is not None else f"it can't be replayed: {why_not(found)}"
     click.echo(f"to do: {todo}")
 
@@ -73,12 +72,8 @@ def replay(ids: tuple[str, ...], every: bool, as_json: bool, fleet: FleetSetting
     """Do what letters are about again. A letter is removed when that is under way, never before."""
     with Fleet(**dict(fleet)) as client:
         found = _choose(client.broker, "replay", ids, every=every)
-        again, done = Replay(client), list[Replayed]()
-        try:
-            for letter in found.letters:
-                done.append(again(letter))
-        finally:  # also of what Ctrl-C ended in between: what is under way is done with
-            client.broker.remove_letters([each.letter for each in done if each.done])
+        with resumable(f"Go on with: {command_line()}"):
+            done = _replayed(client, found.letters)
     if as_json:
         click.echo(json.dumps([vars(each) for each in done]))
     for each in [] if as_json else done:
@@ -112,6 +107,19 @@ def purge(ids: tuple[str, ...], every: bool, as_json: bool, fleet: FleetSettings
         click.echo(f"{left:,} were not found any more, or are looked at by somebody else: run it again.", err=True)
     _say_if_cut(found)
     return 3 if left or not found.complete else 0
+
+
+def _replayed(client: Fleet, letters: Sequence[Letter]) -> list[Replayed]:
+    """What came of each letter; those that are done are removed."""
+    again, done = Replay(client), list[Replayed]()
+    try:
+        for letter in letters:
+            done.append(again(letter))
+    finally:  # also when Ctrl-C or the broker ended it: what is under way is done with
+        under_way = [each.letter for each in done if each.done]
+        if under_way:
+            client.broker.remove_letters(under_way)
+    return done
 
 
 def _choose(broker: Broker, verb: str, ids: Sequence[str], *, every: bool) -> Listing:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from embedfleet import outcomes
 from embedfleet.client import Fleet
 from embedfleet.contract import Batch, Delivery
-from embedfleet.errors import ContractError, EmbedfleetError, NotFinished, Permanent, Retryable
+from embedfleet.errors import BrokerUnavailable, ContractError, EmbedfleetError, NotFinished, Permanent, Retryable
 from embedfleet.job import Job
 from embedfleet.letters import Letter
 from embedfleet.store import check_allowed
@@ -34,9 +34,11 @@ class Replay:
         self._once: dict[tuple[str, str], tuple[str, str | None] | EmbedfleetError] = {}
 
     def __call__(self, letter: Letter) -> Replayed:
-        """Do a letter again; it is not removed. Raises nothing of ours."""
+        """Do a letter again; it is not removed. Raises BrokerUnavailable: the others would wait for it too."""
         try:
             said, job = self._again(letter)
+        except BrokerUnavailable:
+            raise
         except (NotFinished, Retryable) as exc:
             return Replayed(letter.id, False, str(exc), later=True)
         except Permanent as exc:

@@ -82,7 +82,9 @@ class DeadQueue:
             self._each_ten("change_message_visibility_batch", entries)
 
     def _add(self, held: Held) -> None:
-        self.found[held.letter.id] = held
+        before = self.found.get(held.letter.id)
+        if before is None or not before.moved:  # of a message and its letter, whose sender was killed: the message
+            self.found[held.letter.id] = held
         self._handles.setdefault(held.letter.id, []).append(held.handle)
 
     def _each_ten(self, operation: str, entries: list[dict[str, Any]]) -> int:
