@@ -15,6 +15,7 @@ from kombu.asynchronous import Hub
 from embedfleet.contract import Batch
 from embedfleet.envelope import wrap
 from embedfleet.errors import BrokerUnavailable
+from embedfleet.letters import Letter
 from embedfleet.sqs import SqsBroker
 from embedfleet_worker.transport import give_back_in_s
 from embedfleet_worker.transport import receipts as module
@@ -323,17 +324,18 @@ def test_poison_goes_to_the_dead_letters_with_a_reason_and_blocks_nothing(
         taker.send(body)
     taker.publish(1)
     assert taker.take(1) == [1]
-    letters: list[dict[str, Any]] = []
+    letters: list[Letter] = []
 
     def all_dead() -> bool:
         answer = taker.broker.call("receive_message", taker.broker.dead_queue, MaxNumberOfMessages=10)
-        letters.extend(json.loads(message["Body"]) for message in answer.get("Messages", []))
+        letters.extend(Letter.loads(message["Body"], "letter") for message in answer.get("Messages", []))
         return len(letters) == len(sent)
 
     wait_until(all_dead, "the dead letters", timeout_s=20)
-    assert sorted(letter["message"] for letter in letters) == sorted(sent)
-    assert all(letter["reason"].startswith("not a message of ours: ") for letter in letters)
-    assert "secret" not in "".join(letter["reason"] for letter in letters)
+    assert sorted(letter.raw_bytes or b"" for letter in letters) == sorted(body.encode() for body in sent)
+    assert all(letter.reason.startswith("not a message of ours: ") for letter in letters)
+    assert {letter.queue for letter in letters} == {taker.bulk}
+    assert "secret" not in "".join(letter.reason for letter in letters)
     assert caplog.text.count("was set aside") == len(sent)
     assert "secret" not in caplog.text
     wait_until(lambda: sqs_queues.held(taker.broker, taker.bulk) == 1, "its deletion: only the good one is held")
