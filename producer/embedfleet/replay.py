@@ -70,7 +70,8 @@ class Replay:
         receipt = job.folder.receipt(delivery.destination, delivery.batch) if job is not None else None
         if receipt is not None and receipt.state == "confirmed":
             return f"{what} was delivered meanwhile", None
-        if job is not None and receipt is not None and receipt.state == "dead":
+        sent_on = job is not None and (job.uri, delivery.destination) in self._once
+        if job is not None and receipt is not None and (receipt.state == "dead" or sent_on):
             return self._just_once(job.uri, delivery.destination, lambda: _send_on(self._fleet, job, delivery))
         self._fleet.broker.publish(delivery, self._fleet.broker.deliver_queue)
         return f"{what} is published again", None
@@ -99,9 +100,7 @@ def why_not(letter: Letter) -> str:
         )
     if letter.what == "round trip":
         return "the texts of a round trip are not kept, and its caller waits no more."
-    return (
-        "the letter does not hold the whole message. `embedfleet reconcile JOB` publishes what a job still waits for."
-    )
+    return "it does not hold the whole message. `embedfleet reconcile JOB` publishes what a job still waits for."
 
 
 def still_waits(fleet: Fleet, letter: Letter) -> str | None:
