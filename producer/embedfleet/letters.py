@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from embedfleet.contract import JOB_ID, Batch, Delivery, Document
 from embedfleet.destinations import NAME
@@ -48,6 +48,13 @@ class Letter(Document):
     message: dict[str, Any] | None = Field(default=None, description="What is kept of a message of ours: no texts.")
     raw: str | None = Field(default=None, description="In base64, what is no message of ours.")
     part: bool = Field(default=False, description="Whether a part or a receipt tells of it: its job waits no more.")
+
+    @field_validator("raw")
+    @classmethod
+    def _is_base64(cls, value: str | None) -> str | None:
+        if value is not None:
+            base64.b64decode(value, validate=True)  # raises ValueError
+        return value
 
     @classmethod
     def of(cls, message: object, reason: str, queue: str, at: float, *, part: bool = False) -> Self:
@@ -84,9 +91,12 @@ class Letter(Document):
         if is_old(found):
             return cls._old(found, letter)
         try:
-            return cls.parse(found, "letter")
+            ours = cls.parse(found, "letter")
         except ContractError as exc:
             return cls.quarantined(stored, f"no letter that can be read ({exc})", "", 0, letter)
+        # Whoever can write to the broker may have written it, and a person's terminal is to show it.
+        cleaned = {"queue": _line(ours.queue), "reason": _line(ours.reason), "message": _named(ours.message)}
+        return ours.model_copy(update=cleaned)
 
     @classmethod
     def _old(cls, found: dict[str, Any], letter: str) -> Self:

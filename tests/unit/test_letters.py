@@ -68,6 +68,16 @@ def test_what_is_no_message_is_kept_as_it_came_up_to_a_limit() -> None:
     assert long.reason == "no (its first 65536 bytes of 65537 are kept)"
 
 
+def test_a_letter_that_somebody_else_wrote_says_nothing_that_ours_could_not() -> None:
+    written = json.loads(letter().dumps())
+    forged = {**written, "reason": "\x1b[2J", "queue": "a\nb", "message": {**written["message"], "job": "\x1b[2J"}}
+    found = Letter.read(json.dumps(forged).encode())
+    assert (found.reason, found.queue) == ("\ufffd[2J", "a b")
+    assert found.work is None
+    no_base64 = Letter.read(json.dumps({**written, "raw": "ü"}).encode())
+    assert no_base64.raw_bytes == json.dumps({**written, "raw": "ü"}).encode()
+
+
 # On Redis
 
 

@@ -4,12 +4,15 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 
-from embedfleet import sqsdead
+from embedfleet import Fleet, sqsdead
 from embedfleet.broker import connect
+from embedfleet.cli import cli
 from embedfleet.contract import Batch, Delivery
 from embedfleet.envelope import wrap
 from embedfleet.errors import BrokerUnavailable, StoreNotAllowed, StoreUnavailable
@@ -28,6 +31,12 @@ DELIVERY = Delivery(to="file:///data", job="j-1", batch=7, destination="pgvector
 @pytest.fixture
 def settings(proxy: aws.Proxy) -> FleetSettings:
     return sqs_queues.settings()
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in is one server: it knows at once that nothing more comes."""
+    monkeypatch.setattr(sqsdead, "_WAIT_S", 0)
 
 
 @pytest.fixture
@@ -122,6 +131,28 @@ def test_a_letter_of_an_earlier_version_is_read(broker: SqsBroker) -> None:
     broker.call("send_message", broker.dead_queue, MessageBody=json.dumps(old))
     [found] = broker.letters().letters
     assert (found.work, found.reason, found.at) == (BATCH, "a reason", 12.5)
+
+
+def test_the_commands_work_on_sqs(broker: SqsBroker, tmp_path: Path) -> None:
+    with Fleet(**{**dict(broker.settings), "store": str(tmp_path)}) as fleet:
+        job = fleet.enqueue(["a text"])
+    bulk = broker.lane("bulk")
+    moved(broker, wrap(BATCH.model_copy(update={"to": job.folder.store.uri, "job": job.id, "batch": 0}), bulk))
+    broker.call("purge_queue", bulk)
+    broker.dead_letter(Letter.quarantined(b"poison", "no", bulk, 0))
+    options = ["--broker-url", broker.url, "--store", str(tmp_path), "--engine", "synthetic"]
+    options += ["--queue-prefix", broker.settings.queue_prefix]
+
+    def dead(*arguments: str) -> Result:
+        return CliRunner().invoke(cli, ["dead", *arguments, *options], standalone_mode=False)
+
+    assert len(dead("list").output.splitlines()) == 2
+    replayed = dead("replay", "--all")
+    assert replayed.return_value == 1, "the poison stays"
+    assert f"{job.id} batch 0 is published again in {bulk}" in replayed.output
+    assert broker.depth(bulk) == 1
+    assert dead("purge", "--all").output == "1 letter removed\n"
+    assert broker.depth(broker.dead_queue) == 0
 
 
 # Settling
