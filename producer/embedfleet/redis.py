@@ -1,9 +1,9 @@
 """Redis as broker: publishing, replies, who is there. Leases are the worker's (its transport/redis.py)."""
 
-import json
 import re
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from threading import Event
 from typing import Any
 
@@ -12,6 +12,7 @@ from redis.exceptions import NoPermissionError, ReadOnlyError, RedisError
 from embedfleet.broker import CONNECT_TIMEOUT_S, PUBLISH_POLICY, Broker, masked_reason
 from embedfleet.envelope import Message, wrap
 from embedfleet.errors import BrokerUnavailable, ConfigurationError, WaitTimeout
+from embedfleet.letters import MAX_LETTERS, Letter, Listing, digest, listing
 from embedfleet.masking import mask_url
 from embedfleet.redisclient import check_redis_url, client_of
 from embedfleet.settings import FleetSettings
@@ -21,6 +22,9 @@ _FORGET_S = 24 * 3600  # longer than any lease: a queue that nobody consumes any
 _MAX_CONNECTIONS = 10_000  # one for each thread that waits for an answer; the driver's 100 would fail the next
 _OLDEST = (6, 2)  # has BLMOVE, with which workers wait
 _BLOCK_S = 2.0  # one blocking look for a reply; short, so that Ctrl-C and an abandoned call are heard
+
+_OLD_QUARANTINE = "unacked-quarantine"  # of all fleets on a database, before there were letters
+_PAGE = 200  # letters in one answer: each may have 88 KB
 
 
 class RedisBroker(Broker):
@@ -104,10 +108,37 @@ class RedisBroker(Broker):
         names = self.call(self.redis.zrangebyscore, f"{queue}-workers", self.clock(), "+inf")
         return sorted(name.decode() for name in names)
 
-    def dead_letter(self, message: object, reason: str) -> None:
-        """Keep a message that nobody can do, with the reason, in ``{prefix}-dead``."""
-        letter = json.dumps({"message": message, "reason": reason, "at": time.time()})
-        self.call(self.redis.lpush, self.dead_queue, letter)
+    def dead_letter(self, letter: Letter) -> None:
+        """Keep what nobody can do in ``{prefix}-dead``."""
+        self.call(self.redis.lpush, self.dead_queue, letter.dumps())
+
+    def letters(self, limit: int = MAX_LETTERS) -> Listing:
+        """The dead letters, newest first. They stay."""
+        found = [letter for _, _, letter in self._letters(limit + 1)]
+        return listing(found, limit, complete=True)
+
+    def remove_letters(self, ids: Collection[str]) -> int:
+        """Forget dead letters; how many were there."""
+        there = [(name, stored, letter.id) for name, stored, letter in self._letters() if letter.id in ids]
+        pipe = self.redis.pipeline(transaction=False)
+        for name, stored, _ in there:  # by what they are, not where: workers add to the list meanwhile
+            pipe.lrem(name, 0, stored)
+        self.call(pipe.execute)
+        return len({letter for _, _, letter in there})
+
+    def _letters(self, limit: int | None = None) -> Iterator[tuple[str, bytes, Letter]]:
+        """Each with its list and the form in which it is kept there; of each list the newest."""
+        for name in (self.dead_queue, _OLD_QUARANTINE):
+            for start in range(0, limit or sys.maxsize, _PAGE):
+                page = self.call(self.redis.lrange, name, start, min(start + _PAGE, limit or sys.maxsize) - 1)
+                for stored in page:
+                    if name == _OLD_QUARANTINE:
+                        reason = "no message of ours; an earlier version set it aside"
+                        yield name, stored, Letter.quarantined(stored, reason, "", 0, digest(stored))
+                    else:
+                        yield name, stored, Letter.read(stored)
+                if len(page) < _PAGE:
+                    break
 
     def close(self) -> None:
         """Close the connections."""

@@ -20,6 +20,7 @@ from embedfleet import redis as redis_module
 from embedfleet.broker import Broker, connect
 from embedfleet.contract import Batch
 from embedfleet.errors import BrokerUnavailable, ConfigurationError, WaitTimeout
+from embedfleet.letters import Letter
 from embedfleet.redis import RedisBroker
 from embedfleet.settings import load
 from tests.unit.redis_server import RedisServer, running_redis
@@ -36,7 +37,9 @@ CALLS: dict[str, Callable[[Broker], object]] = {
     "await_reply": lambda broker: broker.await_reply("key", 1),
     "announce": lambda broker: broker.announce("q", "worker", 30),
     "workers": lambda broker: broker.workers("q"),
-    "dead_letter": lambda broker: broker.dead_letter({}, "reason"),
+    "letters": lambda broker: broker.letters(),
+    "remove_letters": lambda broker: broker.remove_letters(["0123456789ab"]),
+    "dead_letter": lambda broker: broker.dead_letter(Letter.of({}, "reason", "q", 0)),
 }
 
 

@@ -19,6 +19,7 @@ from embedfleet.broker import connect
 from embedfleet.contract import Batch
 from embedfleet.envelope import AT
 from embedfleet.errors import BrokerUnavailable, ConfigurationError
+from embedfleet.letters import Letter
 from embedfleet.settings import FleetSettings, load
 from embedfleet.sqs import MAX_BYTES, RETENTION_S, SqsBroker
 from tests import aws
@@ -107,13 +108,16 @@ def test_doctor_mends_what_a_queue_lacks_and_leaves_the_rest(settings: FleetSett
         sqs_queues.change(broker, interactive, RedrivePolicy=json.dumps(theirs))
         before = doctor.queues(settings)
         assert not before.ok
-        assert before.detail == (f"{bulk} keeps messages for less than 14 days; {deliver} has no dead-letter queue")
-        assert doctor.queues(settings, fix=True).detail.endswith(f"made or mended: {bulk}, {deliver}")
+        assert before.detail == (
+            f"{interactive} makes a dead letter of what was received 7 times, and SQS counts give-backs; "
+            f"{bulk} keeps messages for less than 14 days; {deliver} has no dead-letter queue"
+        )
+        assert doctor.queues(settings, fix=True).detail.endswith(f"made or mended: {interactive}, {bulk}, {deliver}")
         mended = sqs_queues.attributes(broker, bulk)
         assert mended["MessageRetentionPeriod"] == FORTNIGHT
         assert (mended["VisibilityTimeout"], mended["DelaySeconds"]) == ("77", "5")
         assert "RedrivePolicy" in sqs_queues.attributes(broker, deliver)
-        assert '"maxReceiveCount": 7' in sqs_queues.attributes(broker, interactive)["RedrivePolicy"]
+        assert '"maxReceiveCount": 1000' in sqs_queues.attributes(broker, interactive)["RedrivePolicy"]
 
 
 @pytest.mark.parametrize("fault", ["500", "expired", "reset", "page", "hang", "nobody"])
@@ -245,7 +249,7 @@ def test_publishing_is_tried_four_times(impatient: SqsBroker, proxy: aws.Proxy) 
     ("operation", "call"),
     [
         ("GetQueueAttributes", lambda broker: broker.depth(broker.lane("bulk"))),
-        ("SendMessage", lambda broker: broker.dead_letter({}, "a reason")),
+        ("SendMessage", lambda broker: broker.dead_letter(Letter.of({}, "a reason", "q", 0))),
         ("GetQueueUrl", lambda broker: broker.check("another")),
         ("GetQueueUrl", lambda broker: broker.clock()),
     ],
@@ -257,16 +261,6 @@ def test_every_other_operation_raises_ours_only(
         proxy.faults[operation].append(fault)
         with pytest.raises(BrokerUnavailable, match=r"^broker sqs://us-east-1: it can't be reached"):
             call(impatient)
-
-
-def test_a_letter_that_is_too_large_leaves_its_reason(broker: SqsBroker) -> None:
-    broker.dead_letter("x" * MAX_BYTES, "a reason")
-    broker.dead_letter({"batch": 1}, "another")
-    letters = [json.loads(message["Body"]) for message in received(broker, broker.dead_queue)]
-    assert [(letter["message"], letter["reason"]) for letter in letters] == [
-        (None, "a reason"),
-        ({"batch": 1}, "another"),
-    ]
 
 
 # The clock

@@ -4,7 +4,6 @@ kombu's own transports lose messages on a kill, renew nothing, and stop for good
 into Celery's loop: a broker that is down is waited for, so there is nothing to reconnect, and what runs goes on.
 """
 
-import json
 import logging
 import random
 import socket
@@ -17,6 +16,7 @@ from kombu.transport import virtual
 
 from embedfleet.broker import Broker
 from embedfleet.errors import EmbedfleetError
+from embedfleet.letters import Letter
 from embedfleet_worker.transport import Back, Leases, Taken, envelope, given_back
 from embedfleet_worker.transport.holding import Holding
 
@@ -178,7 +178,7 @@ def _set_aside(tag: str, taken: Taken, reason: str) -> None:
     """To the dead letters; where the broker does not take it, when it comes again."""
     log.error("a message of %s was set aside: %s", taken.queue, reason)
     try:
-        Side.broker.dead_letter(json.dumps({"raw": taken.message.decode(errors="replace")}), reason)
+        Side.broker.dead_letter(Letter.quarantined(taken.message, reason, taken.queue, Side.broker.now()))
     except EmbedfleetError as exc:
         log.warning("dead letter: %s", exc)
         Side.holding.give_back(tag)
