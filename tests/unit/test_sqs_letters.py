@@ -139,9 +139,6 @@ def test_the_commands_work_on_sqs(broker: SqsBroker, tmp_path: Path) -> None:
     bulk = broker.lane("bulk")
     batch = BATCH.model_copy(update={"to": job.folder.store.uri, "job": job.id, "batch": 0})
     moved(broker, wrap(batch, bulk, at=0, key=None))
-        broker,
-        wrap(BATCH.model_copy(update={"to": job.folder.store.uri, "job": job.id, "batch": 0}), bulk, at=0, key=None),
-    )
     broker.call("purge_queue", bulk)
     broker.dead_letter(Letter.quarantined(b"poison", "no", bulk, 0))
     options = ["--broker-url", broker.url, "--store", str(tmp_path), "--engine", "synthetic"]
