@@ -123,16 +123,24 @@ class Holding:
         return len(left)
 
     def renew(self) -> None:
-        """Lengthen the leases of what is held and does not hang. Raises BrokerUnavailable."""
+        """Lengthen the leases of what is held and does not hang. Raises what the first queue that failed met."""
         queues = defaultdict(list)
         for held in self._within_time():
-            queues[held.taken.queue].append(held)
-        for queue, all_held in queues.items():
-            with self._telling:
-                with self._changed:
-                    still = {held.taken.lease for held in self._held.values()}
-                leases = [held.taken.lease for held in all_held if held.taken.lease in still]
-                self._leases.renew(queue, leases)
+            queues[held.taken.queue].append(held.taken.lease)
+        failures = [exc for queue, leases in queues.items() if (exc := self._renew(queue, leases))]
+        if failures:
+            raise failures[0]
+
+    def _renew(self, queue: str, leases: list[str]) -> Exception | None:
+        """What went wrong; the other queues may do better."""
+        with self._telling:
+            with self._changed:
+                still = {held.taken.lease for held in self._held.values()}
+            try:
+                self._leases.renew(queue, [lease for lease in leases if lease in still])
+            except Exception as exc:
+                return exc
+        return None
 
     def _within_time(self) -> list[_Held]:
         with self._changed:
