@@ -4,6 +4,7 @@
     ├── Retryable                 the same call may succeed later
     │   ├── BrokerUnavailable
     │   ├── StoreUnavailable
+    │   ├── CacheUnavailable
     │   ├── EngineUnavailable
     │   ├── EngineFailed          at these texts; the engine goes on
     │   ├── DeadlineExceeded
@@ -44,6 +45,10 @@ class BrokerUnavailable(Retryable):
 
 class StoreUnavailable(Retryable):
     """The object store did not answer, or refused for now."""
+
+
+class CacheUnavailable(Retryable):
+    """The connection to the vector cache was lost. Never leaves the worker: it goes on without."""
 
 
 class EngineUnavailable(Retryable):

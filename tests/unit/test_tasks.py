@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tenacity import wait_none
 
-from embedfleet import models
+from embedfleet import models, policies
 from embedfleet.broker import Broker, connect
 from embedfleet.contract import Batch, Batching, EmbedSettings, JobSpec, Request
 from embedfleet.errors import BrokerUnavailable, EngineUnavailable, StoreUnavailable
@@ -101,7 +101,7 @@ def worker(store: Folder, broker: Broker, redis_server: RedisServer) -> Worker:
 
 @pytest.fixture(autouse=True)
 def _no_waiting_between_tries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settling.STORE_POLICY, "wait", wait_none())
+    monkeypatch.setattr(policies.STORE, "wait", wait_none())
 
 
 # A batch

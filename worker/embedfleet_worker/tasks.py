@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from embedfleet import models
+from embedfleet import models, policies
 from embedfleet.broker import Broker
 from embedfleet.contract import Batch, EmbedSettings, JobSpec, Request
 from embedfleet.errors import ContractError, DeadlineExceeded, EngineFailed, EngineUnavailable, NotFound, Permanent
@@ -18,7 +18,7 @@ from embedfleet.tables import Input, Outcome, Outcomes, write_part
 from embedfleet_worker import logs, telemetry
 from embedfleet_worker.engine.base import Priority
 from embedfleet_worker.pipeline import Pipeline, Problem
-from embedfleet_worker.settling import STORE_POLICY, Turns, dead_letter, log_defect, settle
+from embedfleet_worker.settling import Turns, dead_letter, log_defect, settle
 from embedfleet_worker.starts import Counts, FolderCounts, Hopeless, RedisCounts, Starts
 
 log = logging.getLogger(__name__)
@@ -94,14 +94,14 @@ class Tasks:
         try:
             with self.starts.start(counts) as alone:
                 with self.metrics.stage("read"):
-                    given = STORE_POLICY.copy()(folder.input, batch.batch)
+                    given = policies.STORE(folder.input, batch.batch)
                 outcomes = self._batch_outcomes(folder, given, spec.settings, alone=alone)
         except (Hopeless, ContractError, NotFound) as exc:
             hopeless = exc
             outcomes = _dead(folder, batch.batch, spec.settings, exc)
         with self.metrics.stage("write"):
             part = write_part(outcomes, spec.settings.encoding, folder.job, batch.batch)
-            written = STORE_POLICY.copy()(folder.write_part, batch.batch, part)
+            written = policies.STORE(folder.write_part, batch.batch, part)
         if hopeless is not None:
             counts.clear()
             queue = self.broker.queue(self.model, "bulk")
@@ -175,7 +175,7 @@ class Tasks:
 def _dead(folder: JobFolder, number: int, settings: EmbedSettings, reason: Permanent) -> Outcomes:
     """The outcomes of a batch that can't be done. Raises the reason when it is none of the job's."""
     try:
-        ids = STORE_POLICY.copy()(folder.input, number).ids
+        ids = policies.STORE(folder.input, number).ids
     except (ContractError, NotFound):
         sealed = folder.sealed()
         if sealed is None or number >= sealed.batches:
