@@ -5,6 +5,8 @@
     │   ├── BrokerUnavailable
     │   ├── StoreUnavailable
     │   ├── EngineUnavailable
+    │   ├── EngineFailed
+    │   ├── DeadlineExceeded
     │   └── DestinationUnavailable
     ├── Permanent                 the same call will fail again
     │   ├── ConfigurationError    a setting of this fleet
@@ -46,6 +48,14 @@ class StoreUnavailable(Retryable):
 
 class EngineUnavailable(Retryable):
     """The engine stopped; another worker can do the work."""
+
+
+class EngineFailed(Retryable):
+    """The engine failed at what it was given, and goes on without it."""
+
+
+class DeadlineExceeded(Retryable):
+    """The engine took longer than a batch may; what it had of it was aborted."""
 
 
 class DestinationUnavailable(Retryable):

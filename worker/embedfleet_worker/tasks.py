@@ -2,6 +2,7 @@
 
 import logging
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,8 +10,9 @@ import numpy as np
 from embedfleet import models
 from embedfleet.broker import Broker
 from embedfleet.contract import Batch, EmbedSettings, JobSpec, Request
-from embedfleet.errors import ContractError, EngineUnavailable, Permanent
+from embedfleet.errors import ContractError, Permanent, Retryable
 from embedfleet.jobfolder import JobFolder, delivery
+from embedfleet.settings import DEADLINE_S
 from embedfleet.store import check_allowed, open_store
 from embedfleet.tables import Input, Outcome, Outcomes, write_part
 from embedfleet_worker import logs, telemetry
@@ -32,6 +34,7 @@ class Tasks:
     model: str
     allowed_stores: tuple[str, ...]
     metrics: telemetry.Metrics = field(default_factory=telemetry.Metrics)
+    deadline_s: float = DEADLINE_S
 
     def embed(self, message: object) -> None:
         """One batch of a job: a part when this returns, or a dead letter. Raises GiveBack only."""
@@ -53,15 +56,16 @@ class Tasks:
 
     def _answer(self, message: object) -> None:
         request = Request.parse(message, "message")
-        if self.broker.clock() > request.expires_at:
+        left_s = request.expires_at - self.broker.clock()
+        if left_s < 0:
             telemetry.ended(telemetry.EXPIRED)
             return  # nobody waits any more
-        outcomes = self._request_outcomes(request)
+        outcomes = self._request_outcomes(request, left_s)
         with self.metrics.stage("write"):
             self.broker.reply(request.reply_to, write_part(outcomes, request.settings.encoding, "embed", 0))
         self.metrics.written(outcomes)
 
-    def _request_outcomes(self, request: Request) -> Outcomes:
+    def _request_outcomes(self, request: Request, left_s: float) -> Outcomes:
         """A request that can't be done is answered too: its caller waits."""
         ids = [str(row) for row in range(len(request.texts))]
         try:
@@ -69,7 +73,8 @@ class Tasks:
             settings = models.resolve(request.settings, self.model)
         except Permanent as exc:
             return _failed(ids, request.settings, ("dead_letter", str(exc)))
-        return self._outcomes(ids, list(request.texts), settings, Priority.INTERACTIVE, {})
+        deadline_s = min(self.deadline_s, left_s)
+        return self._outcomes(ids, list(request.texts), settings, Priority.INTERACTIVE, {}, deadline_s)
 
     def _commit(self, folder: JobFolder, number: int) -> None:
         """Admit, prepare, embed, commit."""
@@ -79,7 +84,7 @@ class Tasks:
         self._check_spec(spec)
         with self.metrics.stage("read"):
             given = STORE_POLICY.copy()(folder.input, number)
-        outcomes = self._batch_outcomes(folder, given, spec.settings)
+        outcomes = self._batch_outcomes(folder, given, spec)
         with self.metrics.stage("write"):
             part = write_part(outcomes, spec.settings.encoding, folder.job, number)
             written = STORE_POLICY.copy()(folder.write_part, number, part)
@@ -96,15 +101,18 @@ class Tasks:
             if receipt is None or receipt.state == "waiting":
                 self.broker.publish(delivery(folder, number, destination.name), self.broker.deliver_queue)
 
-    def _batch_outcomes(self, folder: JobFolder, given: Input, settings: EmbedSettings) -> Outcomes:
-        """Every end of a batch is outcomes: vectors, cancelled, or settings that this worker can't satisfy."""
+    def _batch_outcomes(self, folder: JobFolder, given: Input, spec: JobSpec) -> Outcomes:
+        """Every end of a batch is outcomes: vectors, cancelled, expired, or settings that this worker can't satisfy."""
+        settings = spec.settings
         if folder.is_cancelled():
             return _failed(given.ids, settings, ("cancelled", "the job was cancelled before this text was embedded"))
+        if spec.expires_at is not None and self.broker.clock() > spec.expires_at:
+            return _failed(given.ids, settings, ("expired", "the job expired before this text was embedded"))
         try:
             resolved = models.resolve(settings, self.model)
         except Permanent as exc:
             return _failed(given.ids, settings, ("dead_letter", str(exc)))
-        return self._outcomes(given.ids, given.texts, resolved, Priority.BULK, given.info.rejected)
+        return self._outcomes(given.ids, given.texts, resolved, Priority.BULK, given.info.rejected, self.deadline_s)
 
     def _check_model(self, settings: EmbedSettings) -> None:
         if settings.model != self.model:
@@ -127,11 +135,20 @@ class Tasks:
         settings: EmbedSettings,
         priority: Priority,
         rejected: dict[int, Problem],
+        deadline_s: float,
     ) -> Outcomes:
         """The pipeline's outcomes; a defect of ours becomes the error of each text, and is logged."""
         try:
-            return self.pipeline.run(ids, texts, settings, priority=priority, rejected=rejected)
-        except EngineUnavailable:
+            return self.pipeline.run(
+                ids,
+                texts,
+                settings,
+                priority=priority,
+                start=nullcontext(False),
+                deadline_s=deadline_s,
+                rejected=rejected,
+            )
+        except Retryable:  # the engine's
             raise
         except Exception as exc:
             log_defect("batch", exc)
