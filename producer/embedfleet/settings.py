@@ -29,7 +29,7 @@ from embedfleet.models import DEFAULT_MODEL, named
 _PREFIX = "EMBEDFLEET_"
 
 Lane = Literal["interactive", "bulk", "deliver"]
-DEADLINE_S = 600.0  # a batch of 65,536 tokens takes a CPU minutes and a GPU seconds
+DEADLINE_S: float = 600  # a batch of 65,536 tokens takes a CPU minutes and a GPU seconds
 LANES: tuple[Lane, ...] = ("interactive", "bulk", "deliver")
 # What Kubernetes sets in every container for a service whose name begins with embedfleet.
 _KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP)(_\w+)?)$")
