@@ -1,8 +1,10 @@
 """The pipeline with a fake engine: one outcome a text, neighbours unharmed, a hit bit for bit a miss."""
 
 import re
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from embedfleet.errors import DeadlineExceeded, EngineFailed, EngineUnavailable
 from embedfleet.models import ModelProfile
 from embedfleet.tables import Outcomes, read_part, write_part
 from embedfleet_worker.cache import Entry, VectorCache
-from embedfleet_worker.engine.base import Priority, Tokens
+from embedfleet_worker.engine.base import Embedded, Priority, Tokens
 from embedfleet_worker.pipeline import Cache, NoCache, Pipeline, Problem
 from tests.unit.fake_engine import FakeEngine
 from tests.unit.redis_server import RedisServer, running_redis
@@ -471,14 +473,21 @@ def test_what_the_cache_has_starts_nothing(engine: FakeEngine) -> None:
     assert start.entered == 0
 
 
-def test_the_time_to_wait_for_the_start_is_not_the_engines(engine: FakeEngine) -> None:
+def test_the_time_to_wait_for_the_start_is_not_the_engines(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     class Late(Start):
         def __enter__(self) -> bool:
-            time.sleep(0.3)
+            time.sleep(0.6)
             return super().__enter__()
 
-    engine.before = lambda: None
-    assert errors(run(engine, ["a"], start=Late(alone=False), deadline_s=0.2)) == [None]
+    embed = engine.embed
+
+    def later(prompts: Sequence[Tokens], priority: Priority) -> "Future[Embedded]":
+        future: Future[Embedded] = Future()
+        threading.Timer(0.1, lambda: future.set_result(embed(prompts, priority).result())).start()
+        return future
+
+    monkeypatch.setattr(engine, "embed", later)
+    assert errors(run(engine, ["a"], start=Late(alone=False), deadline_s=0.5)) == [None]
 
 
 def test_the_tokenizers_time_is_part_of_the_deadline(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:

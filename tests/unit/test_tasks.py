@@ -3,8 +3,11 @@
 Nothing but GiveBack ever leaves a task, because Celery loses the message of a task that raises.
 """
 
+import dataclasses
 import json
+import math
 import threading
+import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -140,6 +143,41 @@ def test_a_cancelled_job_ends_with_that_error_for_every_text(worker: Worker) -> 
     worker.tasks.embed(message)
     assert worker.errors() == ["cancelled"] * 4
     assert worker.engine.asked == []
+
+
+def test_a_job_that_expired_ends_with_that_error_for_every_text(worker: Worker) -> None:
+    worker.tasks.embed(worker.submit(expires_at=worker.tasks.broker.clock() - 0.001))
+    assert worker.errors() == ["expired"] * 4
+    assert worker.engine.asked == []
+    assert worker.dead_letters() == []
+
+
+def test_a_job_that_has_not_expired_is_embedded(worker: Worker) -> None:
+    worker.tasks.embed(worker.submit(expires_at=worker.tasks.broker.clock() + 60))
+    assert worker.errors() == [None, "empty", None, None]
+
+
+def test_what_is_begun_in_time_is_finished(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = worker.submit(expires_at=worker.tasks.broker.clock() + 60)
+    worker.engine.before = lambda: monkeypatch.setattr(RedisBroker, "clock", lambda _: math.inf)
+    worker.tasks.embed(message)
+    assert worker.errors() == [None, "empty", None, None]
+
+
+def test_when_a_job_expires_is_told_by_the_brokers_clock(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RedisBroker, "clock", lambda _: 1000.5)
+    worker.tasks.embed(worker.submit(expires_at=1000.0))
+    assert worker.errors() == ["expired"] * 4
+
+
+def test_a_broker_whose_clock_can_not_be_asked_gives_the_batch_back(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = worker.submit(expires_at=1.0)
+    monkeypatch.setattr(RedisBroker, "clock", raising(BrokerUnavailable("gone")))
+    with pytest.raises(GiveBack):
+        worker.tasks.embed(message)
+    assert not worker.folder.has_part(0)
 
 
 def test_texts_the_producer_could_not_store_keep_their_reasons(worker: Worker) -> None:
@@ -298,6 +336,16 @@ def test_an_engine_that_is_gone_gives_the_batch_back(worker: Worker) -> None:
     worker.engine.failure = EngineUnavailable("it broke")
     with pytest.raises(GiveBack, match="it broke"):
         worker.tasks.embed(message)
+    assert not worker.folder.has_part(0)
+    assert worker.dead_letters() == []
+
+
+@pytest.mark.parametrize("kind", ["breaking", "slow", "untokenisable"])
+def test_what_breaks_the_engine_or_takes_too_long_gives_the_batch_back(worker: Worker, kind: str) -> None:
+    """Among others; alone, the pipeline finds the texts that do."""
+    getattr(worker.engine, kind).add("b")
+    with pytest.raises(GiveBack):
+        dataclasses.replace(worker.tasks, deadline_s=0.1).embed(worker.submit())
     assert not worker.folder.has_part(0)
     assert worker.dead_letters() == []
 
@@ -526,6 +574,17 @@ def test_a_job_for_another_revision_or_kind_of_engine_is_a_dead_letter(worker: W
     worker.tasks.embed(message)
     assert "this worker" in worker.reason()
     assert not worker.folder.has_part(0)
+
+
+@pytest.mark.parametrize(("deadline_s", "in_s"), [(60, 0.2), (0.2, 60)])
+def test_a_request_is_in_the_engine_no_longer_than_somebody_waits_or_the_deadline(
+    worker: Worker, deadline_s: float, in_s: float
+) -> None:
+    worker.engine.slow = {"a"}
+    begun = time.monotonic()
+    with pytest.raises(GiveBack):
+        dataclasses.replace(worker.tasks, deadline_s=deadline_s).answer(request(worker, in_s=in_s))
+    assert time.monotonic() - begun < 10
 
 
 def test_a_request_is_given_back_by_an_engine_that_is_gone(worker: Worker) -> None:
