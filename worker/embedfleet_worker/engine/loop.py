@@ -84,8 +84,7 @@ class Loop:
         self._reason: EngineUnavailable | None = None
         self._ended = threading.Event()
         self._waiting: list[tuple[int, int, Work]] = []
-        self._arrival = itertools.count()
-        self._request_ids = itertools.count()
+        self._numbers = itertools.count()
         self._inside: dict[str, tuple[Work, int]] = {}
         self._longest_s = 0.0
         self._expected = self._probe()
@@ -117,9 +116,8 @@ class Loop:
     def close(self) -> None:
         """Stop after the step it is in; a thread that hangs is left behind."""
         self._inbox.put(None)
-        hung_s = self._hung_s()
-        if not self._ended.wait(hung_s):
-            log.error("engine: hung: left behind in a step that takes more than %g s", hung_s)
+        if not self._ended.wait(self._hung_s()):
+            log.error("engine: hung: its thread is left behind in a step")
             self._end(EngineUnavailable("engine: it was closed, and hung"))
 
     def _hung_s(self) -> float:
@@ -156,7 +154,7 @@ class Loop:
             if isinstance(order, Future):
                 self._drop(order)
             else:
-                heapq.heappush(self._waiting, (order.priority, next(self._arrival), order))
+                heapq.heappush(self._waiting, (order.priority, next(self._numbers), order))
             block = False
         return self._reason is None  # somebody may have found it hung
 
@@ -199,7 +197,7 @@ class Loop:
 
     def _probe(self) -> Vector:
         """The vector of the probe, alone in the engine. Raises whatever the engine does, and if none comes."""
-        request = str(next(self._request_ids))
+        request = str(next(self._numbers))
         self._engine.add(request, self._probe_ids, Priority.INTERACTIVE)
         for _ in range(_PROBE_STEPS):
             for answered, vector in self._engine.step():
@@ -210,8 +208,7 @@ class Loop:
     def _remove(self, works: set[Work]) -> None:
         """Take works out of the engine and the queue."""
         requests = [request for request, (work, _) in self._inside.items() if work in works]
-        if requests:
-            self._engine.abort(requests)
+        self._engine.abort(requests)
         for request in requests:
             del self._inside[request]
         self._waiting = [entry for entry in self._waiting if entry[2] not in works]
@@ -227,7 +224,7 @@ class Loop:
                 work.finish_if_complete()
 
     def _add(self, work: Work, row: int) -> None:
-        request = str(next(self._request_ids))
+        request = str(next(self._numbers))
         self._inside[request] = work, row  # before it is tried: what breaks the engine here is this work's failure
         try:
             self._engine.add(request, work.prompts[row].ids, work.priority)
@@ -250,5 +247,4 @@ class Loop:
 
 def _log_failure(what: str, exc: BaseException) -> None:
     """Without the exception's message, which may quote a text."""
-    frames = "".join(traceback.format_tb(exc.__traceback__))
-    log.error("engine: %s (%s)\n%s", what, type(exc).__name__, frames)
+    log.error("engine: %s (%s)\n%s", what, type(exc).__name__, "".join(traceback.format_tb(exc.__traceback__)))
