@@ -195,7 +195,9 @@ def test_a_step_that_hangs_is_found_out_by_who_aborts(running: Running, caplog: 
     assert "hung" in caplog.text
 
 
-def test_a_thread_that_comes_back_after_it_was_given_up_stops(running: Running) -> None:
+def test_a_thread_that_comes_back_after_it_was_given_up_stops(
+    running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
     inside = running.want([5])
     running.thread.start()
     running.loop.abort(inside)
@@ -203,6 +205,7 @@ def test_a_thread_that_comes_back_after_it_was_given_up_stops(running: Running) 
     running.thread.join(10)
     assert not running.thread.is_alive()
     assert isinstance(inside.exception(0), EngineUnavailable), "its future keeps what it was told"
+    assert "failed" not in caplog.text, "that it comes too late breaks nothing"
 
 
 def test_closing_does_not_wait_for_a_step_that_hangs(running: Running) -> None:
