@@ -56,11 +56,11 @@ class EngineUnavailable(Retryable):
 
 
 class EngineFailed(Retryable):
-    """The engine failed at what was inside, and goes on."""
+    """The engine failed at what it was given, and goes on without it."""
 
 
 class DeadlineExceeded(Retryable):
-    """The batch took the engine too long and was aborted."""
+    """The engine took longer than a batch may; what it had of it was aborted."""
 
 
 class DestinationUnavailable(Retryable):
