@@ -69,10 +69,11 @@ class AsyncFleet:
         to: str | None = None,
         key: str | None = None,
         deliver_to: Sequence[Target] = (),
+        callback: str | None = None,
     ) -> "AsyncJob":
         """As :meth:`Fleet.submit`. ``records`` are read in a thread."""
-        call = self.fleet.submit
-        job = await self._threads.run(call, records, settings=settings, to=to, key=key, deliver_to=deliver_to)
+        given: Any = {"settings": settings, "to": to, "key": key, "deliver_to": deliver_to, "callback": callback}
+        job = await self._threads.run(self.fleet.submit, records, **given)
         return AsyncJob(job, self._threads)
 
     async def enqueue(
@@ -84,10 +85,11 @@ class AsyncFleet:
         to: str | None = None,
         key: str | None = None,
         deliver_to: Sequence[Target] = (),
+        callback: str | None = None,
     ) -> "AsyncJob":
         """As :meth:`Fleet.enqueue`."""
-        call = self.fleet.enqueue
-        job = await self._threads.run(call, texts, ids=ids, settings=settings, to=to, key=key, deliver_to=deliver_to)
+        given: Any = {"settings": settings, "to": to, "key": key, "deliver_to": deliver_to, "callback": callback}
+        job = await self._threads.run(self.fleet.enqueue, texts, ids=ids, **given)
         return AsyncJob(job, self._threads)
 
     async def embed(

@@ -8,6 +8,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from threading import Event
+from typing import ClassVar
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_exponential_jitter
 
@@ -15,6 +16,7 @@ from embedfleet.contract import JobSpec
 from embedfleet.envelope import Message
 from embedfleet.errors import BrokerUnavailable, ConfigurationError
 from embedfleet.masking import mask_url
+from embedfleet.queueview import QueueView
 from embedfleet.settings import LANES, FleetSettings, Lane
 
 CONNECT_TIMEOUT_S = 5.0
@@ -65,6 +67,9 @@ class Broker(ABC):
     Raises BrokerUnavailable, naming the URL without its password, when it does not answer in time.
     """
 
+    looks: ClassVar[int] = 1
+    """How many looks at a queue, a minute apart, it takes to be sure that it is empty."""
+
     def __init__(self, settings: FleetSettings, url: str) -> None:
         self.settings = settings
         self.url = url
@@ -86,8 +91,8 @@ class Broker(ABC):
         """Messages waiting in a queue."""
 
     @abstractmethod
-    def is_idle(self, queue: str) -> bool:
-        """Whether nothing waits in a queue and nobody holds anything of it, as far as the broker can say."""
+    def look(self, queue: str) -> QueueView:
+        """A queue and its leases at this moment: what says which messages were lost."""
 
     @abstractmethod
     def dead_letter(self, message: object, reason: str) -> None:

@@ -15,11 +15,15 @@ from embedfleet.broker import CONNECT_TIMEOUT_S, PUBLISH_POLICY, Broker, masked_
 from embedfleet.envelope import Message, wrap
 from embedfleet.errors import BrokerUnavailable, ConfigurationError, WaitTimeout
 from embedfleet.masking import mask, mask_url
+from embedfleet.queueview import QueueView, published_at, work_of
 from embedfleet.settings import FleetSettings
 
 _REPLY_TTL_S = 600
 _FORGET_S = 24 * 3600  # longer than any lease: a queue that nobody consumes any more leaves nothing behind
 _MAX_CONNECTIONS = 10_000  # one for each thread that waits for an answer; the driver's 100 would fail the next
+PRIORITY_STEPS = ("", "\x06\x163", "\x06\x166", "\x06\x169")
+"""What is behind a queue's name in the names of its lists, as kombu has them."""
+_OLDEST_OF = 1000  # messages at the end that is taken from: what was given back is there in any order, before the oldest
 _BLOCK_S = 2.0  # one blocking look for a reply; short, so that Ctrl-C and an abandoned call are heard
 
 # By scheme, what Celery and redis-py both understand behind the question mark.
@@ -49,11 +53,16 @@ class RedisBroker(Broker):
         """Messages waiting in a queue."""
         return int(self._call(self.redis.llen, queue))
 
-    def is_idle(self, queue: str) -> bool:
-        """Nothing waits in it, and no lease is of it: each says its queue at its end."""
-        if self.depth(queue):
-            return False
-        return not any(lease.endswith(f'"{queue}"]'.encode()) for lease in self._call(self.redis.hvals, "unacked"))
+    def look(self, queue: str) -> QueueView:
+        """In one transaction: a message on its way between the queue and its leases is seen."""
+        pipe = self.redis.pipeline()
+        pipe.time().hvals(f"{queue}-leases")
+        for step in PRIORITY_STEPS:
+            pipe.lrange(f"{queue}{step}", -_OLDEST_OF, -1)
+        (seconds, micros), leases, *lists = self._call(pipe.execute)
+        waiting = [published_at(message) for messages in lists for message in messages]
+        leased = frozenset(work for message in leases if (work := work_of(message)) is not None)
+        return QueueView(float(seconds) + float(micros) / 1e6, min(waiting, default=None), leased)
 
     def publish_all(self, messages: Sequence[Message], queue: str) -> None:
         """In one request, where the consumers take from the other end."""
