@@ -14,7 +14,7 @@ from embedfleet import models as profiles
 from embedfleet import operate
 from embedfleet.client import Fleet
 from embedfleet.contract import EmbedSettings, Overflow
-from embedfleet.destinations import Target, parse_destination
+from embedfleet.destinations import Target, parse_callback, parse_destination
 from embedfleet.errors import ConfigurationError
 from embedfleet.jobstatus import JobStatus
 from embedfleet.options import embed_options, fleet_options, json_option, store_of, store_uri
@@ -33,6 +33,13 @@ deliver_option = click.option(
     metavar="DESTINATION",
     callback=lambda _context, _option, typed: tuple(parse_destination(text) for text in typed),
     help="Where the vectors go after the store: https://host/path (a webhook) or pgvector:TABLE. May be repeated.",
+)
+callback_option = click.option(
+    "--callback",
+    default=None,
+    metavar="URL",
+    callback=lambda _context, _option, typed: parse_callback(typed).url if typed is not None else None,
+    help="Told by a webhook once the job is finished.",
 )
 quiet_option = click.option("--quiet", is_flag=True, help="No progress bar.")
 
@@ -54,6 +61,7 @@ def cli() -> None:
 @id_field_option
 @key_option
 @deliver_option
+@callback_option
 @quiet_option
 @json_option
 @fleet_options
@@ -65,6 +73,7 @@ def embed(
     id_field: str | None,
     key: str | None,
     deliver_to: tuple[Target, ...],
+    callback: str | None,
     quiet: bool,
     as_json: bool,
     fleet: FleetSettings,
@@ -80,7 +89,9 @@ def embed(
     with running(fleet, store) as run, resumable(source.resume_hint()), bar(source.texts, quiet=quiet) as shown:
         before, begun = run.done_before(store, source.key), time.monotonic()
         records = run.supervised(source.records(), shown)
-        job = run.fleet.submit(records, settings=settings, to=store.uri, key=source.key, deliver_to=deliver_to)
+        job = run.fleet.submit(
+            records, settings=settings, to=store.uri, key=source.key, deliver_to=deliver_to, callback=callback
+        )
         summary = run.follow(job, begun, before, shown)
     say(summary, job, as_json=as_json)
     return exit_code(summary["state"], summary["errors"] + dead(summary))
@@ -93,6 +104,7 @@ def embed(
 @id_field_option
 @key_option
 @deliver_option
+@callback_option
 @json_option
 @fleet_options
 @embed_options
@@ -103,6 +115,7 @@ def submit(
     id_field: str | None,
     key: str | None,
     deliver_to: tuple[Target, ...],
+    callback: str | None,
     as_json: bool,
     fleet: FleetSettings,
     settings: EmbedSettings,
@@ -115,7 +128,12 @@ def submit(
         store = store_of(fleet, to)
         with resumable(source.resume_hint()):
             job = client.submit(
-                source.records(), settings=settings, to=store.uri, key=source.key, deliver_to=deliver_to
+                source.records(),
+                settings=settings,
+                to=store.uri,
+                key=source.key,
+                deliver_to=deliver_to,
+                callback=callback,
             )
     click.echo(json.dumps({"job": job.id, "uri": job.uri}) if as_json else job.uri)
 

@@ -147,7 +147,7 @@ class Fleet:
         """The part that a worker makes for :meth:`embed`. Given up within 2 s once its caller sets ``abandoned``."""
         resolved = models.resolve(settings or EmbedSettings(), self.settings.model)
         check_embed(texts)
-        key = f"{self.settings.queue_prefix}-reply-{uuid.uuid4().hex}"
+        key = self.broker.reply_key()
         expires_at = self.broker.clock() + timeout_s
         request = Request(reply_to=key, settings=resolved, texts=list(texts), expires_at=expires_at)
         self.broker.publish(request, self._queue(resolved, "interactive"))
@@ -225,7 +225,9 @@ class Fleet:
         """The folder and job.json of a new job, after everything that can be checked was."""
         told = parse_callback(callback) if callback is not None else None
         if told is not None and self.settings.store is None:
-            raise ConfigurationError("callback: no store. Set EMBEDFLEET_STORE: it names the jobs that are looked after.")
+            raise ConfigurationError(
+                "callback: no store. Set EMBEDFLEET_STORE: it names the jobs that are looked after."
+            )
         resolved = models.resolve(settings or EmbedSettings(), self.settings.model)
         store = self._writable(to or self._store())
         if self.settings.store is not None:
@@ -265,7 +267,7 @@ class Fleet:
             def sent() -> float | None:
                 with suppress(BrokerUnavailable):  # said when the block ends; sealed, the job is looked after
                     publish.flush()
-                    return self.broker.clock()
+                    return self.broker.now()
                 return None
 
             submit(folder, spec, records, publish, sent)

@@ -201,7 +201,8 @@ class AddedDestination(Document):
 class Receipt(Document):
     """``deliveries/<destination>/00000000.json``: how the delivery of a part ended. May be written again.
 
-    ``deliveries/callback/00000000.json`` says it of the callback. ``waiting``: it has not ended; since ``at`` it is tried, or was sent on again.
+    ``deliveries/callback/00000000.json`` says it of the callback. ``waiting``: it has not ended; since ``at`` it is
+    tried, or was sent on again.
     """
 
     job: str

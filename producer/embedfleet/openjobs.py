@@ -76,7 +76,7 @@ def note(store: Store, broker: Broker, folder: JobFolder, stage: Stage, within_s
     """
     published_at = None
     with suppress(BrokerUnavailable):
-        published_at = broker.clock() + within_s
+        published_at = broker.now() + within_s
     write(store, folder, stage, published_at)
 
 

@@ -22,8 +22,8 @@ class Publisher:
     """Publishes to one queue. What is held back is sent a moment later, or when its block ends without an error.
 
     After an error it need not be: whoever goes on with the job publishes every batch that has no part.
-    ``while_waiting`` is called again and again while the queue is too deep; None: nothing waits for that. ``before_first``
-    and ``after_last`` are called around the messages, if there is any.
+    ``while_waiting`` is called again and again while the queue is too deep; None: nothing waits for that.
+    ``before_first`` and ``after_last`` are called around the messages, if there is any.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ Work = tuple[str, int, str]
 """Job, batch and destination of a message; no destination: the batch is to be embedded."""
 
 CLOCKS_S = 1.0
-"""How far two readings of the broker's clock may be apart: it is looked at once a minute, and SQS gives full seconds."""
+"""How far two readings of the broker's clock may be apart: it is asked once a minute, and SQS gives full seconds."""
 
 
 @dataclass(frozen=True)

@@ -45,12 +45,14 @@ class Sweep:
     down: set[str] = field(default_factory=set)
     """Stores that did not answer: the other jobs in them are left for the next sweep."""
 
+    _stores: dict[str, Store] = field(default_factory=dict)
+
     @property
     def store(self) -> Store:
         """The fleet's store. Raises ConfigurationError where there is none."""
         if self.fleet.settings.store is None:
             raise ConfigurationError("reconcile: no store. Set EMBEDFLEET_STORE: it names the open jobs.")
-        return open_store(self.fleet.settings.store)
+        return self._opened(self.fleet.settings.store)
 
     def open_job(self, name: str) -> str:
         """See to a job that the store names as open; what was done. Raises NotFound when another was quicker."""
@@ -62,9 +64,8 @@ class Sweep:
             raise StoreUnavailable(f"store {where}: it did not answer a moment ago.")
         begun = time.monotonic()
         try:
-            if not JobFolder(open_store(where), job).exists():
-                return self._gone(name, entry)
-            return self.job(self.fleet.job(entry.uri))
+            folder = JobFolder(self._opened(where), job)
+            return self.job(Job(folder, self.fleet)) if folder.exists() else self._gone(name, entry)
         except StoreUnavailable:
             if time.monotonic() - begun > _SLOW_S:
                 self.down.add(where)
@@ -83,9 +84,15 @@ class Sweep:
             job.status()  # writes it
         return case.close() if _is_delivered(job.folder) else case.deliver_again()
 
+    def _opened(self, uri: str) -> Store:
+        """A store once opened keeps its connections for the other jobs in it."""
+        if uri not in self._stores:
+            self._stores[uri] = open_store(uri)
+        return self._stores[uri]
+
     def _gone(self, name: str, entry: OpenJob) -> str:
         """Its folder was removed; or it is being submitted again right now, and the note is older than its job.json."""
-        if entry.published_at is not None and self.fleet.broker.clock() - entry.published_at < _GONE_S:
+        if entry.published_at is not None and self.fleet.broker.now() - entry.published_at < _GONE_S:
             return "gone; its entry is removed in an hour"
         openjobs.remove(self.store, name, entry)
         return "gone"
@@ -119,7 +126,7 @@ class _Case:
         since, case = self._noted("deliver"), self
         if since is None:
             # Every part is there, so whatever was handed over was published by now, unless its batch is still held.
-            since = self._broker.clock() if self.entry is not None or self._broker.looks == 1 else 0.0
+            since = self._broker.now() if self.entry is not None or self._broker.looks == 1 else 0.0
             if not any(job == self.job.id for job, _, _ in self._held(since)):
                 case = self._note("deliver", since)
         held = self._held(since)
@@ -164,7 +171,7 @@ class _Case:
         """Publish, and note when; what was done. What is lost again and again is published less and less often."""
         again = self.entry.again if self.entry is not None and self.entry.stage == stage else 0
         pause_s = min(_AGAIN_S * 2 ** max(again - _AGAIN_SOON, 0), _AGAIN_MAX_S) if again else 0.0
-        if pause_s and self._broker.clock() < (self._noted(stage) or 0.0) + pause_s:
+        if pause_s and self._broker.now() < (self._noted(stage) or 0.0) + pause_s:
             return RUNNING
         count = 0
         waits = self.sweep.fleet.while_waiting if self.sweep.ends_at == math.inf else None
@@ -173,11 +180,11 @@ class _Case:
                 if time.monotonic() > self.sweep.ends_at:
                     break
                 if count == 0:  # before the first: what is published now must not look older than it is
-                    self._note(stage, self._broker.clock() + openjobs.SOON_S, again + 1)
+                    self._note(stage, self._broker.now() + openjobs.SOON_S, again + 1)
                 publish(message)
                 count += 1
         if count:
-            self._note(stage, self._broker.clock(), again + 1)
+            self._note(stage, self._broker.now(), again + 1)
         return f"published again: {count}" if count else RUNNING
 
     @property

@@ -3,19 +3,18 @@
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from threading import Event
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
-import redis
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, ReadOnlyError, RedisError
 
 from embedfleet.broker import CONNECT_TIMEOUT_S, PUBLISH_POLICY, Broker, masked_reason
 from embedfleet.envelope import Message, wrap
 from embedfleet.errors import BrokerUnavailable, ConfigurationError, WaitTimeout
-from embedfleet.masking import mask, mask_url
+from embedfleet.masking import mask_url
 from embedfleet.queueview import QueueView, published_at, work_of
+from embedfleet.redisclient import check_redis_url, client_of
 from embedfleet.settings import FleetSettings
 
 _REPLY_TTL_S = 600
@@ -23,12 +22,11 @@ _FORGET_S = 24 * 3600  # longer than any lease: a queue that nobody consumes any
 _MAX_CONNECTIONS = 10_000  # one for each thread that waits for an answer; the driver's 100 would fail the next
 PRIORITY_STEPS = ("", "\x06\x163", "\x06\x166", "\x06\x169")
 """What is behind a queue's name in the names of its lists, as kombu has them."""
-_OLDEST_OF = 1000  # messages at the end that is taken from: what was given back is there in any order, before the oldest
+_OLDEST_OF = (
+    1000  # messages at the end that is taken from: what was given back is there in any order, before the oldest
+)
+_OLDEST = (6, 2)  # has BLMOVE, with which workers wait
 _BLOCK_S = 2.0  # one blocking look for a reply; short, so that Ctrl-C and an abandoned call are heard
-
-# By scheme, what Celery and redis-py both understand behind the question mark.
-_TLS_OPTIONS = ("ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname")
-_URL_OPTIONS: dict[str, tuple[str, ...]] = {"redis": (), "rediss": _TLS_OPTIONS, "redis+socket": ("virtual_host",)}
 
 
 class RedisBroker(Broker):
@@ -38,11 +36,14 @@ class RedisBroker(Broker):
         check_redis_url(url, "broker")
         super().__init__(settings, url)
         timeouts = {"socket_connect_timeout": CONNECT_TIMEOUT_S, "socket_timeout": CONNECT_TIMEOUT_S + _BLOCK_S}
-        self.redis: Any = redis.Redis.from_url(redis_url(self.url), max_connections=_MAX_CONNECTIONS, **timeouts)
+        self.redis: Any = client_of(self.url, max_connections=_MAX_CONNECTIONS, **timeouts)
 
     def check(self, *queues: str) -> None:  # noqa: ARG002 - a list is there when something is in it
-        """Ask for a sign of life."""
+        """Ask for a sign of life, and whether the server can be a broker: ConfigurationError when it can't."""
         self._call(self.redis.ping)
+        unfit = _unfit(self._call(self._info, "server"), self._call(self._info, "memory"))
+        if unfit is not None:
+            raise ConfigurationError(f"broker {mask_url(self.url)}: {unfit}.")
 
     def clock(self) -> float:
         """The broker's Unix time in s, the one clock that all agree on."""
@@ -67,7 +68,7 @@ class RedisBroker(Broker):
     def publish_all(self, messages: Sequence[Message], queue: str) -> None:
         """In one request, where the consumers take from the other end."""
         if messages:
-            PUBLISH_POLICY(lambda: self._call(self.redis.lpush, queue, *(wrap(message, queue) for message in messages)))
+            PUBLISH_POLICY(self._publish, messages, queue)
 
     def reply(self, key: str, payload: bytes) -> None:
         """Put an answer where its caller waits for it; it is forgotten after ten minutes."""
@@ -111,39 +112,43 @@ class RedisBroker(Broker):
         """Close the connections."""
         self.redis.close()
 
+    def _publish(self, messages: Sequence[Message], queue: str) -> None:
+        at, key = self.now(), self.settings.signing_key
+        self._call(self.redis.lpush, queue, *(wrap(message, queue, at=at, key=key) for message in messages))
+
+    def _info(self, section: str) -> Mapping[str, object]:
+        """What the server says of itself; nothing where its user may not ask."""
+        try:
+            found: Mapping[str, object] = self.redis.info(section)
+        except NoPermissionError:
+            return {}
+        return found
+
     def _call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return operation(*args, **kwargs)
         except (RedisError, OSError) as exc:
+            if isinstance(exc, ReadOnlyError):  # a master until now: who tries again gets a new connection
+                self.redis.connection_pool.disconnect(inuse_connections=False)
             raise BrokerUnavailable(
                 f"broker {mask_url(self.url)}: it can't be reached ({masked_reason(exc)}). "
                 "Check EMBEDFLEET_BROKER_URL and that the server runs."
             ) from None
 
 
-def redis_url(url: str) -> str:
-    """The URL as redis-py writes it, which has other names for a socket and its database than Celery."""
-    return re.sub(r"^redis\+socket:", "unix:", url).replace("?virtual_host=", "?db=")
-
-
-def check_redis_url(url: str, what: str) -> None:
-    """Raise ConfigurationError, naming ``what``, for what is no Redis URL that Celery and redis-py read alike."""
-    try:
-        parts = urlsplit(url)
-        if parts.scheme not in _URL_OPTIONS:
-            raise ValueError(
-                f"{parts.scheme or 'no scheme'} is not supported; give redis://, rediss:// or redis+socket://"
-            )
-        for option in parse_qs(parts.query, keep_blank_values=True):
-            if option not in _URL_OPTIONS[parts.scheme]:
-                known = ", ".join(_URL_OPTIONS[parts.scheme]) or "none"
-                raise ValueError(f"the option {option!r} is not known; {parts.scheme}:// has {known}")
-        if parts.scheme != "redis+socket" and not re.fullmatch(r"/?\d*", parts.path):
-            raise ValueError("the database behind the host must be a number")
-        parts.port  # noqa: B018 - raises ValueError
-        redis.ConnectionPool.from_url(redis_url(url))
-    except ValueError as exc:
-        raise ConfigurationError(
-            f"{what} {mask(url)}: it is no Redis URL ({mask_url(str(exc))}). It looks like redis://host:6379/0; "
-            "write / in a password as %2F."
-        ) from None
+def _unfit(server: Mapping[str, object], memory: Mapping[str, object]) -> str | None:
+    """Why a server can't be a broker, by what it says of itself, and what to do; None if it can."""
+    version, policy = str(server.get("redis_version", "")), str(memory.get("maxmemory_policy", ""))
+    if server.get("redis_mode") == "cluster":
+        return "it is a cluster, where a queue and its leases may be on two servers. Use one server, or Sentinel"
+    if server.get("redis_mode") == "sentinel":
+        return "it is a Sentinel. Its URL looks like redis+sentinel://host:26379/master"
+    number = re.match(r"(\d+)\.(\d+)", version)
+    if number and (int(number[1]), int(number[2])) < _OLDEST:
+        return f"it is Redis {version}, which lacks BLMOVE. Use 6.2 or later"
+    if policy.startswith("allkeys-"):  # whatever its limit is now: it is set in a hurry, when memory is short
+        return (
+            f"its maxmemory-policy is {policy}, which removes queues when memory is short. Set noeviction, or "
+            "volatile-lru if the vector cache is there too: cache entries expire, queues and leases don't"
+        )
+    return None

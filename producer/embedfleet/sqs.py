@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from threading import Event
 from typing import Any
 from urllib.parse import urlsplit
@@ -138,7 +139,16 @@ class SqsBroker(Broker):
         """Not known: SQS does not say who receives."""
 
     def clock(self) -> float:
-        """Not needed where nobody waits for an answer."""
+        """From the date of an answer, to the second."""
+        queue = [*self._urls, self.lane("bulk")][0]  # one that this fleet's role may ask for, if one is known
+        headers = self._call("get_queue_url", queue, QueueName=queue)["ResponseMetadata"].get("HTTPHeaders", {})
+        try:
+            return parsedate_to_datetime(headers["date"]).timestamp()
+        except (LookupError, ValueError):
+            raise self._unavailable("its answer has no date") from None
+
+    def reply_key(self) -> str:
+        """Impossible."""
         raise self._no_replies()
 
     def reply(self, key: str, payload: bytes) -> None:  # noqa: ARG002
@@ -161,7 +171,9 @@ class SqsBroker(Broker):
 
     def _send(self, left: list[Message], queue: str) -> None:
         """Send what is left; what was taken is taken off the list, so that trying again sends the rest only."""
-        fitting = _fitting([wrap(message, queue) for message in left])
+        self._queue_url(queue)  # first, so that the clock is asked of a queue that is there
+        at, key = self.now(), self.settings.signing_key
+        fitting = _fitting([wrap(message, queue, at=at, key=key) for message in left])
         done, failed = self.call_batch("send_message_batch", queue, [{"MessageBody": body} for body in fitting])
         left[:] = [message for row, message in enumerate(left) if row not in done]
         if len(done) < len(fitting):

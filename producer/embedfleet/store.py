@@ -121,7 +121,7 @@ class Store(ABC):
 
     @abstractmethod
     def paths(self, prefix: str, after: str | None = None, limit: int | None = None) -> list[str]:
-        """Paths of the objects below ``prefix`` in string order, from the one behind ``after`` on, ``limit`` at most."""
+        """Paths of the objects below ``prefix`` in string order, behind ``after`` if given, ``limit`` at most."""
 
     @abstractmethod
     def check_writable(self) -> None:

@@ -49,7 +49,8 @@ def submit(
     """Write and publish a job, or finish one begun with the same key, and seal it.
 
     Each input is written before its message, so that a message never points at nothing. ``sent``: sees to it that no
-    message is held back, and says when, on the broker's clock; None: not known. Raises JobMismatch at the first difference from what is there, InputError for an id that comes twice.
+    message is held back, and says when, on the broker's clock; None: not known. Raises JobMismatch at the first
+    difference from what is there, InputError for an id that comes twice.
     """
     if not folder.write_once("job.json", spec.dumps()):
         spec = _same_spec(spec, folder.spec())

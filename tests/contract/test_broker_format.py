@@ -1,17 +1,22 @@
 """What is really in Redis: queue names, Celery's envelope around a message, dead letters, replies."""
 
 import base64
+import itertools
 import json
 import re
+import uuid
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
-from embedfleet.broker import Broker, queue_name
+from embedfleet import envelope as module
+from embedfleet.broker import Broker, connect, queue_name
 from embedfleet.contract import TASK_ANSWER, TASK_DELIVER, TASK_EMBED, Batch
 from embedfleet.errors import ConfigurationError
 from embedfleet.models import PROFILES
 from embedfleet.settings import load
+from embedfleet_worker.transport.envelope import read
 from tests.contract.conftest import Golden
 from tests.contract.documents import MESSAGES
 from tests.unit.redis_server import RedisServer
@@ -49,6 +54,39 @@ def test_a_message_travels_as_the_one_argument_of_its_task(
     args, kwargs, _ = body(envelope)
     assert args == [golden.json(name)]
     assert kwargs == {}
+
+
+SIGNING_KEY = SecretStr("0123456789abcdef")
+
+
+def test_an_envelope_is_written_in_exactly_these_bytes(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = itertools.count(1)
+    monkeypatch.setattr(module.uuid, "uuid4", lambda: uuid.UUID(int=next(numbers)))
+    assert module.wrap(BATCH, "q", at=1_800_000_000.25, key=SIGNING_KEY) == golden.text("envelope-v2.json")
+
+
+@pytest.mark.parametrize(("name", "key"), [("envelope-v1.json", None), ("envelope-v2.json", SIGNING_KEY)])
+def test_an_envelope_of_every_version_is_still_read(golden: Golden, name: str, key: SecretStr | None) -> None:
+    """Version 1 had no time and no signature; plain Celery sends neither."""
+    assert body(read(golden.bytes(name), key))[0] == [golden.json("batch-v1.json")]
+
+
+def test_a_message_says_when_it_was_published_on_the_clock_of_the_broker(
+    broker: Broker, redis_server: RedisServer
+) -> None:
+    begun = broker.clock()
+    broker.publish(BATCH, "q")
+    (envelope,) = envelopes(redis_server)
+    assert begun - 0.001 <= envelope["headers"]["embedfleet_at"] <= broker.clock() + 0.001
+    assert "embedfleet_signature" not in envelope["headers"]
+
+
+def test_a_fleet_with_a_key_signs_what_it_sends(redis_server: RedisServer) -> None:
+    redis_server.client.flushall()
+    signing = connect(load(broker_url=redis_server.url, signing_key=SIGNING_KEY.get_secret_value()))
+    signing.publish(BATCH, "q")
+    signing.close()
+    read(redis_server.client.lindex("q", 0), SIGNING_KEY)  # type: ignore[arg-type]
 
 
 def test_a_message_neither_expires_nor_waits_nor_is_retried_by_celery(

@@ -78,7 +78,7 @@ def test_publishing_is_tried_four_times(closed: RedisBroker, monkeypatch: pytest
         attempts.append(None)
         raise OSError("refused")
 
-    monkeypatch.setattr(closed, "redis", SimpleNamespace(lpush=refuse, close=closed.redis.close))
+    monkeypatch.setattr(closed, "redis", SimpleNamespace(lpush=refuse, time=lambda: (0, 0), close=closed.redis.close))
     with pytest.raises(BrokerUnavailable):
         closed.publish(BATCH, "q")
     assert len(attempts) == 4

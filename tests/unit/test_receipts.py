@@ -314,7 +314,8 @@ def test_poison_goes_to_the_dead_letters_with_a_reason_and_blocks_nothing(
 ) -> None:
     sent = ["no json", "[" * 5000, "7", "{}", json.dumps({"body": "a-secret-text"})]
     for changes in POISON.values():
-        message = json.loads(wrap(Batch(to="file:///a-secret-text", job="j-1", batch=7, tokens=1), taker.bulk))
+        batch = Batch(to="file:///a-secret-text", job="j-1", batch=7, tokens=1)
+        message = json.loads(wrap(batch, taker.bulk, at=0, key=None))
         for path, value in changes.items():
             *parents, last = path.split(".")
             (message[parents[0]] if parents else message)[last] = value

@@ -23,7 +23,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the cores are the en
 os.environ.setdefault("PROMETHEUS_DISABLE_CREATED_SERIES", "true")  # a second series for each counter
 
 from embedfleet.broker import Broker, connect
-from embedfleet.contract import TASK_ANSWER, TASK_DELIVER, TASK_EMBED
+from embedfleet.contract import TASK_ANSWER, TASK_COMPLETE, TASK_DELIVER, TASK_EMBED
 from embedfleet.errors import ConfigurationError, EmbedfleetError, Retryable, StoreUnavailable
 from embedfleet.models import ModelProfile, profile_of
 from embedfleet.settings import LANES, FleetSettings, load
@@ -34,6 +34,7 @@ from embedfleet_worker.deliveries import Deliveries
 from embedfleet_worker.engine.base import Engine
 from embedfleet_worker.engine.synthetic import SyntheticEngine
 from embedfleet_worker.lifecycle.health import Health, Readiness, Server
+from embedfleet_worker.lifecycle.janitor import Janitor
 from embedfleet_worker.pipeline import NoCache, Pipeline
 from embedfleet_worker.settling import refuse
 from embedfleet_worker.tasks import Tasks
@@ -66,6 +67,7 @@ def main() -> int:
         log.error("%s", exc)
         return _EXIT_TRY_AGAIN if isinstance(exc, Retryable) else _EXIT_CONFIGURATION
     health.doing = "connecting to the broker"
+    Janitor(settings, broker).start()
     code = _serve(settings, broker, _work(settings, broker, pipeline, deliveries, metrics), health, metrics)
     deliveries.close()
     if pipeline is not None:
@@ -111,7 +113,7 @@ def _work(
     settings: FleetSettings, broker: Broker, pipeline: Pipeline | None, deliveries: Deliveries, metrics: Metrics
 ) -> dict[str, app.Work]:
     """What is done for which task."""
-    work: dict[str, app.Work] = {TASK_DELIVER: deliveries.deliver}
+    work: dict[str, app.Work] = {TASK_DELIVER: deliveries.deliver, TASK_COMPLETE: deliveries.complete}
     if pipeline is None:  # Celery would drop what it does not know
         work |= dict.fromkeys((TASK_EMBED, TASK_ANSWER), partial(refuse, broker))
     else:

@@ -180,7 +180,7 @@ class Channel(redis.Channel):  # type: ignore[misc]
         queue, message, tag = reply[0].decode(), reply[1], reply[2].decode(errors="surrogateescape")
         self.held[tag] = queue
         try:
-            payload = envelope.read(message)
+            payload = envelope.read(message, self.broker.settings.signing_key)
             payload["properties"][TAKEN] = queue, id(self)
             self.connection._deliver(payload, queue)
         except (RedisError, OSError):  # not kombu's connection_errors: those have KeyError among them

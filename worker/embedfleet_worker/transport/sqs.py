@@ -143,7 +143,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             self.receipts.refuse(queue, [message["ReceiptHandle"]])
             return
         try:
-            payload = envelope.read(message["Body"].encode())
+            payload = envelope.read(message["Body"].encode(), self.broker.settings.signing_key)
         except ValueError as exc:
             self._set_aside(queue, tag, message["Body"], f"not a message of ours: {exc}")
             return
