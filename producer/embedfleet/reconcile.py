@@ -179,8 +179,8 @@ class _Case:
             for message in messages:
                 if time.monotonic() > self.sweep.ends_at:
                     break
-                if count == 0:  # before the first: what is published now must not look older than it is
-                    self._note(stage, self._broker.now() + openjobs.SOON_S, again + 1)
+                if count == 0:  # another sweep at the same time leaves it alone
+                    self._note(stage, self._broker.now(), again + 1)
                 publish(message)
                 count += 1
         if count:

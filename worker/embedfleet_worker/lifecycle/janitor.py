@@ -16,7 +16,7 @@ from embedfleet.client import Fleet
 from embedfleet.contract import JOB_ID
 from embedfleet.errors import AlreadyExists, BrokerUnavailable, NotFound
 from embedfleet.lost import Lanes
-from embedfleet.openjobs import open_jobs
+from embedfleet.openjobs import open_jobs, open_path
 from embedfleet.reconcile import RUNNING, UNDECIDED, Sweep
 from embedfleet.settings import FleetSettings
 from embedfleet.store import Store, open_store
@@ -102,9 +102,9 @@ class Janitor:
         """A job that can't be seen to, for whatever reason, keeps none of the others from it."""
         try:
             found = sweep.open_job(job)
-        except NotFound:
-            return  # another was quicker
         except Exception as exc:
+            if isinstance(exc, NotFound) and not sweep.store.exists(open_path(job)):
+                return  # another was quicker
             if (job, type(exc).__name__) not in self._said and len(self._said) < _SAID:
                 self._said.add((job, type(exc).__name__))
                 log.warning("janitor: an open job can't be seen to (%s)", type(exc).__name__, extra={"job": job[:64]})
