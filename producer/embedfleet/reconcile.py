@@ -173,18 +173,19 @@ class _Case:
         pause_s = min(_AGAIN_S * 2 ** max(again - _AGAIN_SOON, 0), _AGAIN_MAX_S) if again else 0.0
         if pause_s and self._broker.now() < (self._noted(stage) or 0.0) + pause_s:
             return RUNNING
-        count = 0
+        count, times = 0, again + 1
         waits = self.sweep.fleet.while_waiting if self.sweep.ends_at == math.inf else None
         with Publisher(self._broker, queue, waits) as publish:
             for message in messages:
                 if time.monotonic() > self.sweep.ends_at:
+                    times = again  # the rest was not published yet: it need not wait
                     break
                 if count == 0:  # another sweep at the same time leaves it alone
-                    self._note(stage, self._broker.now(), again + 1)
+                    self._note(stage, self._broker.now(), times)
                 publish(message)
                 count += 1
         if count:
-            self._note(stage, self._broker.now(), again + 1)
+            self._note(stage, self._broker.now(), times)
         return f"published again: {count}" if count else RUNNING
 
     @property

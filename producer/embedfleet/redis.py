@@ -22,9 +22,8 @@ _FORGET_S = 24 * 3600  # longer than any lease: a queue that nobody consumes any
 _MAX_CONNECTIONS = 10_000  # one for each thread that waits for an answer; the driver's 100 would fail the next
 PRIORITY_STEPS = ("", "\x06\x163", "\x06\x166", "\x06\x169")
 """What is behind a queue's name in the names of its lists, as kombu has them."""
-_OLDEST_OF = (
-    1000  # messages at the end that is taken from: what was given back is there in any order, before the oldest
-)
+_OLDEST_OF = 1000
+"""Messages looked at where they are taken from: what was given back lies there, of any age, before the oldest."""
 _OLDEST = (6, 2)  # has BLMOVE, with which workers wait
 _BLOCK_S = 2.0  # one blocking look for a reply; short, so that Ctrl-C and an abandoned call are heard
 

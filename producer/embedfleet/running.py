@@ -14,16 +14,14 @@ import click
 
 from embedfleet import inputs, progress
 from embedfleet.client import Fleet
-from embedfleet.contract import EmbedSettings
+from embedfleet.contract import Completion, EmbedSettings
 from embedfleet.destinations import CALLBACK
 from embedfleet.errors import InputError, NotFound, Retryable
 from embedfleet.job import Job
 from embedfleet.jobfolder import job_id_of
 from embedfleet.jobstatus import JobStatus, State
 from embedfleet.local import LocalFleet
-from embedfleet.lost import Lanes
 from embedfleet.masking import mask
-from embedfleet.reconcile import Sweep
 from embedfleet.records import Record
 from embedfleet.settings import LANES, FleetSettings, Lane
 from embedfleet.store import Store
@@ -145,11 +143,15 @@ class Run:
 
     def _call_back(self, job: Job) -> None:
         """The janitor would do it within a minute; a local fleet ends with the command."""
-        Sweep(self.fleet, Lanes(self.fleet.broker)).job(job)
-        end = time.monotonic() + _CALLBACK_S
-        while (receipt := job.folder.receipt(CALLBACK, 0)) is None and time.monotonic() < end:
-            self._check()
-            time.sleep(0.1)
+        before = receipt = job.folder.receipt(CALLBACK, 0)
+        if receipt is None or receipt.state == "waiting":
+            completion = Completion(to=job.folder.store.uri, job=job.id)
+            self.fleet.broker.publish(completion, self.fleet.broker.deliver_queue)
+            end = time.monotonic() + _CALLBACK_S
+            while receipt == before and time.monotonic() < end:
+                self._check()
+                time.sleep(0.1)
+                receipt = job.folder.receipt(CALLBACK, 0)
         if receipt is None or receipt.state != "confirmed":
             reason = f" ({receipt.detail.rstrip('.')})" if receipt is not None else ""
             click.echo(f"note: the callback was not told{reason}. The same command tries again.", err=True)

@@ -1,6 +1,7 @@
 """Reconcile: open jobs are named, closed when finished, and published again when the broker lost their messages."""
 
 import base64
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -277,6 +278,35 @@ def test_what_is_lost_again_and_again_is_published_less_and_less_often(fleet: Fl
                 pauses_s.append(pause_s)
                 break
     assert pauses_s == [61] * 3 + [121] + [3599] * 4 + [3601] * 4
+
+
+def test_what_there_was_no_time_for_is_published_in_the_next_sweep(
+    fleet: Fleet, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = fleet.submit(TEXTS)
+    for number in range(3):
+        redis_server.client.flushall()
+        moments = iter([0.0, 0.0, 0.0, 0.0, *[100.0] * 20])
+        with monkeypatch.context() as patched:
+            patched.setattr("embedfleet.reconcile.time.monotonic", lambda: next(moments))  # noqa: B023
+            limited = Sweep(fleet, Lanes(fleet.broker), ends_at=50.0)
+            found = limited.job(job)
+        assert found.startswith("published again: ")
+        assert 0 < len(queued(redis_server, bulk(fleet))) < 3, number
+        assert entry(fleet, job).again == 0, "nothing is to wait that was not published"
+
+
+def test_a_job_is_sealed_after_its_last_message_was_sent(
+    fleet: Fleet, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count(1_000_000_000)
+    monkeypatch.setattr(type(fleet.broker), "now", lambda _: float(next(ticks)))
+    job = fleet.submit(TEXTS)
+    raws = redis_server.client.lrange(bulk(fleet), 0, -1)
+    sealed = job.folder.sealed()
+    assert sealed is not None
+    assert sealed.at is not None
+    assert max(json.loads(raw)["headers"]["embedfleet_at"] for raw in raws) < sealed.at  # type: ignore[union-attr]
 
 
 def test_a_job_that_was_never_sealed_waits_for_an_empty_queue(fleet: Fleet, redis_server: RedisServer) -> None:
