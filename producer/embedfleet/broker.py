@@ -8,7 +8,7 @@ import re
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from threading import Event
 from typing import ClassVar
 
@@ -17,6 +17,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop
 from embedfleet.contract import JobSpec
 from embedfleet.envelope import Message
 from embedfleet.errors import BrokerUnavailable, ConfigurationError
+from embedfleet.letters import MAX_LETTERS, Letter, Listing
 from embedfleet.masking import mask_url
 from embedfleet.queueview import QueueView
 from embedfleet.settings import LANES, FleetSettings, Lane
@@ -100,8 +101,16 @@ class Broker(ABC):
         """A queue and its leases at this moment: what says which messages were lost."""
 
     @abstractmethod
-    def dead_letter(self, message: object, reason: str) -> None:
-        """Keep a message that nobody can do, with the reason, in ``{prefix}-dead``."""
+    def dead_letter(self, letter: Letter) -> None:
+        """Keep what nobody can do in ``{prefix}-dead``."""
+
+    @abstractmethod
+    def letters(self, limit: int = MAX_LETTERS) -> Listing:
+        """The dead letters, newest first. They stay."""
+
+    @abstractmethod
+    def remove_letters(self, ids: Collection[str]) -> int:
+        """Forget dead letters; how many were there."""
 
     @abstractmethod
     def announce(self, queue: str, worker: str, ttl_s: float) -> None:

@@ -1,9 +1,9 @@
 """Redis as broker: publishing, replies, who is there. Leases are the worker's (its transport/redis.py)."""
 
-import json
 import re
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from threading import Event
 from typing import Any
 
@@ -12,6 +12,7 @@ from redis.exceptions import NoPermissionError, ReadOnlyError, RedisError
 from embedfleet.broker import CONNECT_TIMEOUT_S, PUBLISH_POLICY, Broker, masked_reason
 from embedfleet.envelope import Message, wrap
 from embedfleet.errors import BrokerUnavailable, ConfigurationError, WaitTimeout
+from embedfleet.letters import MAX_LETTERS, Letter, Listing, digest, listing
 from embedfleet.masking import mask_url
 from embedfleet.queueview import QueueView, published_at, work_of
 from embedfleet.redisclient import check_redis_url, client_of
@@ -27,6 +28,9 @@ _OLDEST_OF = 1000
 _OLDEST = (6, 2)  # has BLMOVE, with which workers wait
 _BLOCK_S = 2.0  # one blocking look for a reply; short, so that Ctrl-C and an abandoned call are heard
 
+_OLD_QUARANTINE = "unacked-quarantine"  # of all fleets on a database, before there were letters
+_PAGE = 200  # letters in one answer: each may have 88 KB
+
 
 class RedisBroker(Broker):
     """One Redis server: lanes are lists, as Celery has them."""
@@ -39,19 +43,19 @@ class RedisBroker(Broker):
 
     def check(self, *queues: str) -> None:  # noqa: ARG002 - a list is there when something is in it
         """Ask for a sign of life, and whether the server can be a broker: ConfigurationError when it can't."""
-        self._call(self.redis.ping)
-        unfit = _unfit(self._call(self._info, "server"), self._call(self._info, "memory"))
+        self.call(self.redis.ping)
+        unfit = _unfit(self.call(self._info, "server"), self.call(self._info, "memory"))
         if unfit is not None:
             raise ConfigurationError(f"broker {mask_url(self.url)}: {unfit}.")
 
     def clock(self) -> float:
         """The broker's Unix time in s, the one clock that all agree on."""
-        seconds, micros = self._call(self.redis.time)
+        seconds, micros = self.call(self.redis.time)
         return float(seconds) + float(micros) / 1e6
 
     def depth(self, queue: str) -> int:
         """Messages waiting in a queue."""
-        return int(self._call(self.redis.llen, queue))
+        return int(self.call(self.redis.llen, queue))
 
     def look(self, queue: str) -> QueueView:
         """In one transaction: a message on its way between the queue and its leases is seen."""
@@ -59,10 +63,22 @@ class RedisBroker(Broker):
         pipe.time().hvals(f"{queue}-leases")
         for step in PRIORITY_STEPS:
             pipe.lrange(f"{queue}{step}", -_OLDEST_OF, -1)
-        (seconds, micros), leases, *lists = self._call(pipe.execute)
+        (seconds, micros), leases, *lists = self.call(pipe.execute)
         waiting = [published_at(message) for messages in lists for message in messages]
         leased = frozenset(work for message in leases if (work := work_of(message)) is not None)
         return QueueView(float(seconds) + float(micros) / 1e6, min(waiting, default=None), leased)
+
+    def call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
+        """An operation of the driver's. Raises BrokerUnavailable for whatever it raises."""
+        try:
+            return operation(*args, **kwargs)
+        except (RedisError, OSError) as exc:
+            if isinstance(exc, ReadOnlyError):  # a master until now: who tries again gets a new connection
+                self.redis.connection_pool.disconnect(inuse_connections=False)
+            raise BrokerUnavailable(
+                f"broker {mask_url(self.url)}: it can't be reached ({masked_reason(exc)}). "
+                "Check EMBEDFLEET_BROKER_URL and that the server runs."
+            ) from None
 
     def publish_all(self, messages: Sequence[Message], queue: str) -> None:
         """In one request, where the consumers take from the other end."""
@@ -74,38 +90,65 @@ class RedisBroker(Broker):
         pipe = self.redis.pipeline()
         pipe.rpush(key, payload)
         pipe.expire(key, _REPLY_TTL_S)
-        self._call(pipe.execute)
+        self.call(pipe.execute)
 
     def await_reply(self, key: str, timeout_s: float, abandoned: Event | None = None) -> bytes:
         """The answer put under ``key``. Raises WaitTimeout."""
         end = time.monotonic() + timeout_s
         while (left := end - time.monotonic()) > 0 and not (abandoned and abandoned.is_set()):
-            found = self._call(self.redis.blpop, [key], max(min(left, _BLOCK_S), 0.01))
+            found = self.call(self.redis.blpop, [key], max(min(left, _BLOCK_S), 0.01))
             if found:
                 return bytes(found[1])
         raise WaitTimeout(f"no answer within {timeout_s:g} s. Is a worker for this model running?")
 
     def announce(self, queue: str, worker: str, ttl_s: float) -> None:
         """Say that a worker consumes a queue, for the next ``ttl_s`` seconds."""
-        now = self.clock()
+        now = self.now()
         pipe = self.redis.pipeline(transaction=False)
         pipe.zremrangebyscore(f"{queue}-workers", "-inf", now).zadd(f"{queue}-workers", {worker: now + ttl_s})
         pipe.expire(f"{queue}-workers", _FORGET_S)
-        self._call(pipe.execute)
+        self.call(pipe.execute)
 
     def withdraw(self, queue: str, worker: str) -> None:
         """Take back what :meth:`announce` said."""
-        self._call(self.redis.zrem, f"{queue}-workers", worker)
+        self.call(self.redis.zrem, f"{queue}-workers", worker)
 
     def workers(self, queue: str) -> list[str]:
         """Names of the workers that lately said they consume a queue."""
-        names = self._call(self.redis.zrangebyscore, f"{queue}-workers", self.clock(), "+inf")
+        names = self.call(self.redis.zrangebyscore, f"{queue}-workers", self.clock(), "+inf")
         return sorted(name.decode() for name in names)
 
-    def dead_letter(self, message: object, reason: str) -> None:
-        """Keep a message that nobody can do, with the reason, in ``{prefix}-dead``."""
-        letter = json.dumps({"message": message, "reason": reason, "at": time.time()})
-        self._call(self.redis.lpush, self.dead_queue, letter)
+    def dead_letter(self, letter: Letter) -> None:
+        """Keep what nobody can do in ``{prefix}-dead``."""
+        self.call(self.redis.lpush, self.dead_queue, letter.dumps())
+
+    def letters(self, limit: int = MAX_LETTERS) -> Listing:
+        """The dead letters, newest first. They stay."""
+        found = [letter for _, _, letter in self._letters(limit + 1)]
+        return listing(found, limit, complete=True)
+
+    def remove_letters(self, ids: Collection[str]) -> int:
+        """Forget dead letters; how many were there."""
+        there = [(name, stored, letter.id) for name, stored, letter in self._letters() if letter.id in ids]
+        pipe = self.redis.pipeline(transaction=False)
+        for name, stored, _ in there:  # by what they are, not where: workers add to the list meanwhile
+            pipe.lrem(name, 0, stored)
+        self.call(pipe.execute)
+        return len({letter for _, _, letter in there})
+
+    def _letters(self, limit: int | None = None) -> Iterator[tuple[str, bytes, Letter]]:
+        """Each with its list and the form in which it is kept there; of each list the newest."""
+        for name in (self.dead_queue, _OLD_QUARANTINE):
+            for start in range(0, limit or sys.maxsize, _PAGE):
+                page = self.call(self.redis.lrange, name, start, min(start + _PAGE, limit or sys.maxsize) - 1)
+                for stored in page:
+                    if name == _OLD_QUARANTINE:
+                        reason = "no message of ours; an earlier version set it aside"
+                        yield name, stored, Letter.quarantined(stored, reason, "", 0, digest(stored))
+                    else:
+                        yield name, stored, Letter.read(stored)
+                if len(page) < _PAGE:
+                    break
 
     def close(self) -> None:
         """Close the connections."""
@@ -113,7 +156,7 @@ class RedisBroker(Broker):
 
     def _publish(self, messages: Sequence[Message], queue: str) -> None:
         at, key = self.now(), self.settings.signing_key
-        self._call(self.redis.lpush, queue, *(wrap(message, queue, at=at, key=key) for message in messages))
+        self.call(self.redis.lpush, queue, *(wrap(message, queue, at=at, key=key) for message in messages))
 
     def _info(self, section: str) -> Mapping[str, object]:
         """What the server says of itself; nothing where its user may not ask."""
@@ -122,17 +165,6 @@ class RedisBroker(Broker):
         except NoPermissionError:
             return {}
         return found
-
-    def _call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return operation(*args, **kwargs)
-        except (RedisError, OSError) as exc:
-            if isinstance(exc, ReadOnlyError):  # a master until now: who tries again gets a new connection
-                self.redis.connection_pool.disconnect(inuse_connections=False)
-            raise BrokerUnavailable(
-                f"broker {mask_url(self.url)}: it can't be reached ({masked_reason(exc)}). "
-                "Check EMBEDFLEET_BROKER_URL and that the server runs."
-            ) from None
 
 
 def _unfit(server: Mapping[str, object], memory: Mapping[str, object]) -> str | None:

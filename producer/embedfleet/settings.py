@@ -76,6 +76,9 @@ class FleetSettings(BaseSettings):
     lease_s: float = Field(
         default=30, ge=1, le=43_200, description="Seconds until a dead worker's batches go to another."
     )
+    grace_s: float = Field(
+        default=25, ge=0, le=3600, description="Seconds in which a worker that is told to stop finishes what it began."
+    )
     queues: Annotated[tuple[Lane, ...], NoDecode] = Field(
         LANES,
         min_length=1,
@@ -138,6 +141,11 @@ class FleetSettings(BaseSettings):
     def stores(self) -> tuple[str, ...]:
         """The stores a worker may use."""
         return self.allowed_stores or ((self.store,) if self.store else ())
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the broker is on this machine and goes with it."""
+        return self.broker_url is not None and self.broker_url.get_secret_value().startswith("redis+socket:")
 
     @property
     def needs_engine(self) -> bool:

@@ -6,7 +6,7 @@ embedded while they are submitted, and their folders are as a real fleet's.
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from threading import Event
 from typing import Any
 
@@ -18,6 +18,7 @@ from embedfleet.contract import Completion, Delivery, EmbedSettings, Receipt, Re
 from embedfleet.destinations import CALLBACK
 from embedfleet.envelope import Message
 from embedfleet.jobfolder import JobFolder, now
+from embedfleet.letters import MAX_LETTERS, Letter, Listing
 from embedfleet.queueview import QueueView
 from embedfleet.records import check_text
 from embedfleet.settings import FleetSettings
@@ -111,9 +112,17 @@ class _InMemoryBroker(Broker):
     def withdraw(self, queue: str, worker: str) -> None:
         """Nobody else is there to be told."""
 
-    def dead_letter(self, message: object, reason: str) -> None:  # noqa: ARG002
+    def dead_letter(self, letter: Letter) -> None:
         """Nothing is refused here."""
-        raise AssertionError(reason)
+        raise AssertionError(letter.reason)
+
+    def letters(self, limit: int = MAX_LETTERS) -> Listing:  # noqa: ARG002
+        """None."""
+        return Listing([], complete=True)
+
+    def remove_letters(self, ids: Collection[str]) -> int:  # noqa: ARG002
+        """There are none."""
+        return 0
 
     def reply(self, key: str, payload: bytes) -> None:
         """Keep it for the caller."""

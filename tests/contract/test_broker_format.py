@@ -14,11 +14,12 @@ from embedfleet import envelope as module
 from embedfleet.broker import Broker, connect, queue_name
 from embedfleet.contract import TASK_ANSWER, TASK_DELIVER, TASK_EMBED, Batch
 from embedfleet.errors import ConfigurationError
+from embedfleet.letters import Letter
 from embedfleet.models import PROFILES
 from embedfleet.settings import load
 from embedfleet_worker.transport.envelope import read
 from tests.contract.conftest import Golden
-from tests.contract.documents import MESSAGES
+from tests.contract.documents import DOCUMENTS, MESSAGES
 from tests.unit.redis_server import RedisServer
 
 BATCH = MESSAGES["batch-v1.json"]
@@ -161,11 +162,11 @@ def allowed_prefix(prefix: str) -> bool:
         return False
 
 
-def test_a_dead_letter_holds_the_message_and_the_reason(broker: Broker, redis_server: RedisServer) -> None:
-    broker.dead_letter({"version": 9}, "no reason in particular")
-    (letter,) = [json.loads(raw) for raw in redis_server.client.lrange("embedfleet-dead", 0, -1)]
-    assert letter.pop("at") == pytest.approx(broker.clock(), abs=60)
-    assert letter == {"message": {"version": 9}, "reason": "no reason in particular"}
+def test_a_dead_letter_is_a_document_in_a_list(broker: Broker, redis_server: RedisServer, golden: Golden) -> None:
+    letter = DOCUMENTS["letter-v1.json"]
+    assert isinstance(letter, Letter)
+    broker.dead_letter(letter)
+    assert redis_server.client.lrange("embedfleet-dead", 0, -1) == [golden.text("letter-v1.json").encode()]
 
 
 def test_a_reply_is_forgotten_after_ten_minutes(broker: Broker, redis_server: RedisServer) -> None:

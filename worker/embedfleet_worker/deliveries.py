@@ -22,7 +22,7 @@ from embedfleet.settings import FleetSettings
 from embedfleet.store import check_allowed, open_store
 from embedfleet_worker import logs, telemetry
 from embedfleet_worker.destinations.base import Destination, Parcel
-from embedfleet_worker.settling import STORE_POLICY, GiveBack, log_defect, settle
+from embedfleet_worker.settling import STORE_POLICY, GiveBack, Turns, log_defect, settle
 from embedfleet_worker.telemetry import Metrics
 
 log = logging.getLogger(__name__)
@@ -44,17 +44,18 @@ class Deliveries:
         self._under_way: Counter[str] = Counter()
         self._slow: set[str] = set()
         self._turns = threading.Condition()
+        self._once = Turns()
         self._lock = threading.Lock()
 
-    def deliver(self, message: object) -> None:
+    def deliver(self, message: object, times: int = 1) -> None:  # noqa: ARG002 - it is counted by the clock
         """One delivery: a receipt when this returns, or a dead letter. Raises GiveBack only."""
         with self._metrics.batch("deliver"), logs.about():
-            settle(self._broker, self._deliver, message, message)
+            settle(self._broker, self._deliver, message, self._broker.deliver_queue)
 
-    def complete(self, message: object) -> None:
+    def complete(self, message: object, times: int = 1) -> None:  # noqa: ARG002 - as with deliver
         """A job's callback; ends as :meth:`deliver` does."""
         with self._metrics.batch("deliver"), logs.about():
-            settle(self._broker, self._complete, message, message)
+            settle(self._broker, self._complete, message, self._broker.deliver_queue)
 
     def close(self) -> None:
         """Close the connections to destinations."""
@@ -65,11 +66,12 @@ class Deliveries:
         delivery = Delivery.parse(message, "message")
         logs.bind(job=delivery.job, batch=delivery.batch, destination=delivery.destination)
         parcel = Parcel(self._folder(delivery.to, delivery.job), delivery.batch, delivery.destination)
-        if _is_confirmed(parcel):
-            return
-        target = parcel.folder.destination(delivery.destination)
-        with self._turn(delivery.destination):
-            self._try(parcel, target.kind, lambda: self._destination(target.kind).deliver(target, parcel))
+        with self._once.turn(delivery.dumps()):
+            if _is_confirmed(parcel):
+                return
+            target = parcel.folder.destination(delivery.destination)
+            with self._turn(delivery.destination):
+                self._try(parcel, target.kind, lambda: self._destination(target.kind).deliver(target, parcel))
 
     def _complete(self, message: object) -> None:
         completion = Completion.parse(message, "message")
@@ -80,11 +82,12 @@ class Deliveries:
             raise ContractError(f"job {completion.job}: it has no callback.")
         # A message alone does not finish a job. Where deliveries were added meanwhile, the janitor comes again.
         status = Job(parcel.folder, cast(Any, None)).status()
-        if _is_confirmed(parcel) or not status.finished:
-            return
-        with self._turn(callback.name):
-            webhook: Any = self._destination
-            self._try(parcel, CALLBACK, lambda: webhook(callback.kind).complete(callback, parcel.folder, status))
+        with self._once.turn(completion.dumps()):
+            if _is_confirmed(parcel) or not status.finished:
+                return
+            with self._turn(callback.name):
+                webhook: Any = self._destination
+                self._try(parcel, CALLBACK, lambda: webhook(callback.kind).complete(callback, parcel.folder, status))
 
     def _folder(self, store: str, job: str) -> JobFolder:
         return JobFolder(open_store(check_allowed(store, self._settings.stores)), job)
