@@ -280,14 +280,25 @@ def test_a_batch_that_is_not_there_is_a_dead_letter(worker: Worker) -> None:
     assert "00000005.parquet" in worker.reason()
 
 
-@pytest.mark.parametrize("name", ["job.json", "input/00000000.parquet"])
-@pytest.mark.parametrize("content", [b"", b"{", b'{"version":2}', b"\xff", b"[" * 100_000, b"PAR1PAR1", b"null"])
-def test_a_job_folder_nobody_can_read_is_a_dead_letter(worker: Worker, name: str, content: bytes) -> None:
+UNREADABLE = [b"", b"{", b'{"version":2}', b"\xff", b"[" * 100_000, b"PAR1PAR1", b"null"]
+
+
+@pytest.mark.parametrize("content", UNREADABLE)
+def test_a_job_json_nobody_can_read_is_a_dead_letter(worker: Worker, content: bytes) -> None:
     message = worker.submit()
-    (worker.store.folder / JOB / name).write_bytes(content)
+    (worker.store.folder / JOB / "job.json").write_bytes(content)
     worker.tasks.embed(message)
-    assert name in worker.reason()
+    assert "job.json" in worker.reason()
     assert not worker.folder.has_part(0)
+
+
+@pytest.mark.parametrize("content", UNREADABLE)
+def test_an_input_nobody_can_read_is_a_part_and_a_dead_letter(worker: Worker, content: bytes) -> None:
+    message = worker.submit()
+    (worker.store.folder / JOB / "input/00000000.parquet").write_bytes(content)
+    worker.tasks.embed(message)
+    assert [(row["id"], row["error"]) for row in worker.part()] == [("input/00000000.parquet", "dead_letter")]
+    assert "input/00000000.parquet" in worker.reason()
 
 
 # Give-backs: another try, here or elsewhere, may succeed
