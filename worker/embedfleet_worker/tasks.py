@@ -11,7 +11,7 @@ from embedfleet import models
 from embedfleet.broker import Broker
 from embedfleet.contract import Batch, EmbedSettings, JobSpec, Request
 from embedfleet.errors import ContractError, DeadlineExceeded, EngineFailed, EngineUnavailable, NotFound, Permanent
-from embedfleet.jobfolder import JobFolder, delivery
+from embedfleet.jobfolder import JobFolder, delivery, input_name
 from embedfleet.redis import RedisBroker
 from embedfleet.store import check_allowed, open_store
 from embedfleet.tables import Input, Outcome, Outcomes, write_part
@@ -178,7 +178,7 @@ def _dead(folder: JobFolder, number: int, settings: EmbedSettings, reason: Perma
         sealed = folder.sealed()
         if sealed is None or number >= sealed.batches:
             raise reason from None
-        ids = [f"input/{number:08d}.parquet"]  # nobody can say any more which texts it held
+        ids = [input_name(number)]  # nobody can say any more which texts it held
     return _failed(ids, settings, ("dead_letter", str(reason)))
 
 
