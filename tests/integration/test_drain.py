@@ -154,6 +154,7 @@ def test_many_signals_at_once_are_one(drained: Drained) -> None:
 
 
 def test_work_that_hangs_blocks_no_exit(drained: Drained) -> None:
+    """And what the drain gives back, the worker's own look does not take again."""
     worker = drained.start(HANGS, grace_s=1)
     drained.submit(2)
     wait_until(lambda: drained.redis.hlen(f"{drained.bulk}-starts") == 2, "both to be begun")

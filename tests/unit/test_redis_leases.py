@@ -113,10 +113,11 @@ def test_an_empty_queue_is_looked_at_for_a_while_and_no_longer(lane: Lane) -> No
     assert (stats["cmdstat_evalsha"]["calls"], stats["cmdstat_blmove"]["calls"]) == (1, 1)
 
 
-def test_what_comes_during_a_look_is_taken_at_once(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_comes_ends_the_look_and_is_taken_by_who_asks_again(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis, "_LOOK_S", 5)
     threading.Timer(0.2, lane.publish, ["m1"]).start()
     begun = time.monotonic()
+    assert lane.a.take("q", 5) == [], "who asks says first whether there still is room"
     assert [each.message for each in lane.a.take("q", 5)] == [b"m1"]
     assert time.monotonic() - begun < 1
 
@@ -138,7 +139,7 @@ def test_looks_remove_nothing_and_keep_the_order(lane: Lane, monkeypatch: pytest
     assert lane.waiting() == messages[:500]
     lane.client.lpush("q", *messages[500:])
     for holder in (lane.a, lane.b):
-        assert holder._look("q")
+        holder._look("q")
     assert lane.waiting() == messages
 
 
