@@ -51,7 +51,7 @@ class Leases(Protocol):
     """A broker's leases. Thread-safe. Everything raises BrokerUnavailable when the broker does not answer."""
 
     def take(self, queue: str, room: int) -> list[Taken]:
-        """At most ``room`` messages, each leased in the step that takes it. Waits some seconds for the first."""
+        """At most ``room`` messages, each leased in the step that takes it. Waits some seconds when there are none."""
 
     def renew(self, queue: str, leases: list[str]) -> None:
         """Let leases last from now on. Those that are over stay so."""
