@@ -3,6 +3,7 @@
 Celery's own shutdown waits for the last task, however long that takes, and closes the connection first.
 """
 
+import itertools
 import logging
 import os
 import threading
@@ -33,17 +34,17 @@ class Drain:
         self._grace_s = grace_s
         self._before = before
         self._after = after
-        self._lock = threading.Lock()
-        self._begun = False
-        self._hurry = threading.Event()
+        self._asked = itertools.count()
+        self._hurry = False
 
     def begin(self, reason: str, code: int = 0, grace_s: float | None = None) -> None:
-        """Drain in a thread of its own, and exit with this code. Asked again: without more grace."""
-        with self._lock:
-            if self._begun:
-                self._hurry.set()
-                return
-            self._begun = True
+        """Drain in a thread of its own, and exit with this code. Asked again: without more grace.
+
+        No lock: one signal's handler may interrupt another's.
+        """
+        if next(self._asked):
+            self._hurry = True
+            return
         grace_s = self._grace_s if grace_s is None else grace_s
         threading.Thread(target=self._run, args=(reason, code, grace_s), name="drain", daemon=True).start()
 
@@ -53,7 +54,7 @@ class Drain:
             self._before()
             self._holding.stop_taking()
             end = time.monotonic() + grace_s
-            while time.monotonic() < end and not self._hurry.is_set() and not self._holding.wait_until_empty(0.1):
+            while time.monotonic() < end and not self._hurry and not self._holding.wait_until_empty(0.1):
                 pass
             given_back = self._holding.close(_TELLING_S)
             if code == 0:
