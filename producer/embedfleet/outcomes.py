@@ -1,7 +1,7 @@
 """Reading outcomes back over a chain of a job and its retries. Not how they are written (tables.py).
 
 A batch whose input no worker could read has a part with one row: an error whose id is the input's name. It stands for
-texts that nobody knows, so it has no columns. A retry tries them when the input can be read again, else leaves them out.
+texts that nobody knows, so it has no columns. A retry tries them if the input can be read again by then.
 """
 
 from collections import Counter

@@ -35,7 +35,7 @@ class Drained:
         self._folder = folder
         self._settings = {"broker_url": url, "store": str(folder / "store"), "lease_s": str(LEASE_S)}
         self.fleet = Fleet(engine="synthetic", **self._settings)
-        self.redis: Any = self.fleet.broker.redis  # type: ignore[attr-defined]
+        self.redis: Any = self.fleet.broker.redis
         self.bulk = self.fleet.broker.lane("bulk")
         self.running: list[subprocess.Popen[bytes]] = []
 

@@ -31,7 +31,10 @@ def test_a_batch_longer_than_its_lease_is_started_once(redis_url: str, tmp_path:
         workers = [start("worker", cwd=tmp_path, **settings) for _ in range(2)]
         try:
             assert job.wait(timeout_s=60).state == "done"
-            wait_until(lambda: not fleet.broker.redis.exists(f"{fleet.broker.lane('bulk')}-leases"), "the message to be acknowledged")
+            wait_until(
+                lambda: not fleet.broker.redis.exists(f"{fleet.broker.lane('bulk')}-leases"),
+                "the message to be acknowledged",
+            )
         finally:
             for worker in workers:
                 worker.terminate()

@@ -94,7 +94,9 @@ def test_one_start_less_is_another_try_and_leaves_no_count(world: World) -> None
     assert world.counts(job).get() == Count()
 
 
-@pytest.mark.parametrize("error", [EngineUnavailable("broke"), EngineFailed("a step"), DeadlineExceeded("long")], ids=repr)
+@pytest.mark.parametrize(
+    "error", [EngineUnavailable("broke"), EngineFailed("a step"), DeadlineExceeded("long")], ids=repr
+)
 def test_a_batch_that_meets_a_broken_engine_is_given_back_charged_and_runs_alone_the_next_time(
     world: World, error: Exception
 ) -> None:
@@ -253,5 +255,3 @@ def test_a_batch_that_the_job_does_not_have_is_a_letter_and_touches_nothing(worl
     assert files() == before
     [letter] = world.letters()
     assert f"{number:08d}.parquet" in letter["reason"]
-
-

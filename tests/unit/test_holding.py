@@ -1,4 +1,4 @@
-"""What a worker holds, with leases of a stand-in that says what it was told: room, renewals, settling, pauses, going."""
+"""What a worker holds, with stand-in leases that keep what they are told: room, renewals, settling, pauses, going."""
 
 import threading
 import time
@@ -126,7 +126,9 @@ def test_what_is_held_is_renewed_every_third_of_a_lease(held: Callable[..., Hold
     assert 3 <= sum(each[1] == BULK for each in renewals) <= 7
 
 
-@pytest.mark.parametrize("error", [BrokerUnavailable("gone"), ConfigurationError("no queue"), ValueError("?")], ids=repr)
+@pytest.mark.parametrize(
+    "error", [BrokerUnavailable("gone"), ConfigurationError("no queue"), ValueError("?")], ids=repr
+)
 @pytest.mark.parametrize("where", ["on_renew", "on_sweep"])
 def test_the_heartbeat_goes_on_whatever_it_meets(
     held: Callable[..., Holding], leases: FakeLeases, error: Exception, where: str, caplog: pytest.LogCaptureFixture
@@ -250,9 +252,7 @@ def test_a_defect_while_telling_ends_no_thread(held: Callable[..., Holding], lea
     assert leases.ends() == [("lease-b", None)]
 
 
-def test_what_is_given_back_waits_as_told_or_longer_each_time(
-    held: Callable[..., Holding], leases: FakeLeases
-) -> None:
+def test_what_is_given_back_waits_as_told_or_longer_each_time(held: Callable[..., Holding], leases: FakeLeases) -> None:
     """SQS counts, and takes a message for dead after 1000 times: an outage of an hour must not come to that."""
     made = held()
     for times in (1, 10, 1000):

@@ -27,7 +27,7 @@ class Lane:
         self.a, self.b = self.holder(), self.holder()
 
     def holder(self) -> RedisLeases:
-        return RedisLeases(self.broker, ["q"])  # type: ignore[arg-type]
+        return RedisLeases(self.broker, ["q"])
 
     def publish(self, *messages: str) -> None:
         for message in messages:
@@ -90,9 +90,10 @@ def test_priority_steps_are_taken_in_their_order_in_the_same_step(lane: Lane) ->
     for step in ("\x06\x169", "\x06\x166", "\x06\x163", ""):
         lane.client.lpush(f"q{step}", f"one{step}", f"two{step}")
     taken = [each.message.decode() for each in lane.a.take("q", 7)]
-    assert taken == [
-        f"{name}{step}" for step in ("", "\x06\x163", "\x06\x166", "\x06\x169") for name in ("one", "two")
-    ][:7]
+    assert (
+        taken
+        == [f"{name}{step}" for step in ("", "\x06\x163", "\x06\x166", "\x06\x169") for name in ("one", "two")][:7]
+    )
 
 
 def test_every_lease_is_new_and_names_its_holder(lane: Lane) -> None:
@@ -237,7 +238,7 @@ def test_of_several_leases_that_are_over_the_oldest_is_taken_first(lane: Lane) -
 
 
 def test_one_sweep_sees_to_all_lanes(redis_server: RedisServer, lane: Lane) -> None:
-    both = RedisLeases(lane.broker, ["other", "q"])  # type: ignore[arg-type]
+    both = RedisLeases(lane.broker, ["other", "q"])
     for queue in ("other", "q"):
         lane.client.lpush(queue, queue)
         [taken] = both.take(queue, 1)

@@ -1,4 +1,4 @@
-"""Celery's side of the transport, on a real Redis: lanes, leases before deliveries, poison, servers that go and come."""
+"""Celery's side of the transport, on a real Redis: lanes, leases before deliveries, poison, servers that go."""
 
 import json
 import logging
@@ -127,9 +127,7 @@ def test_room_comes_back_with_every_way_a_message_ends(consumers: Consumers, tak
 # Leases
 
 
-def test_a_message_is_leased_before_it_is_delivered(
-    consumers: Consumers, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_message_is_leased_before_it_is_delivered(consumers: Consumers, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed between the server's answer and the first thing done with it: it is in the leases, and comes again."""
     with monkeypatch.context() as patched:
         patched.setattr(channel, "_hold", lambda _: None)
