@@ -152,6 +152,7 @@ def test_leases_end_by_the_servers_clock(lane: Lane, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(time, "time", lambda: true_time() + 3600)
     lane.publish("m1", "m2")
     first, second = lane.a.take("q", 2)
+    assert lane.ends() == pytest.approx([lane.now() + LEASE_S] * 2, abs=2)
     lane.a.settle([back(first, 5)])
     lane.a.renew("q", [second.lease])
     lane.a.sweep()
