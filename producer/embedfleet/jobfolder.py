@@ -38,8 +38,8 @@ class JobFolder:
         return f"{self.job}/{name}"
 
     def input_path(self, batch: int) -> str:
-        """Path of a batch's input. Eight digits, so that listing order is batch order."""
-        return self.path(f"input/{batch:08d}.parquet")
+        """Path of a batch's input."""
+        return self.path(input_name(batch))
 
     def part_path(self, batch: int) -> str:
         """Path of a batch's part."""
@@ -227,6 +227,11 @@ class JobFolder:
         except AlreadyExists:
             return False
         return True
+
+
+def input_name(batch: int) -> str:
+    """A batch's input in its job folder. Eight digits, so that listing order is batch order."""
+    return f"input/{batch:08d}.parquet"
 
 
 def delivery(folder: JobFolder, batch: int, destination: str) -> Delivery:

@@ -1,10 +1,16 @@
-"""Reading outcomes back over a chain of a job and its retries. Not how they are written (tables.py)."""
+"""Reading outcomes back over a chain of a job and its retries. Not how they are written (tables.py).
+
+A batch whose input no worker could read has a part with one row: an error whose id is the input's name. It stands for
+texts that nobody knows, so it has no columns. A retry tries them if the input can be read again by then.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from embedfleet.jobfolder import JobFolder
+from embedfleet.errors import ContractError, NotFound
+from embedfleet.jobfolder import JobFolder, input_name
 from embedfleet.records import Record
 from embedfleet.tables import part_schema, read_part
 
@@ -47,8 +53,9 @@ def rows(chain: Sequence[JobFolder]) -> Iterator[dict[str, Any]]:
         later[older.job] = later[newer.job] | _ids(newer)
     for folder in chain:
         for number in folder.parts():
-            records = folder.records(number)
-            for record, row in zip(records, _part_rows(folder, number), strict=True):
+            found = _part_rows(folder, number)
+            records = [Record(found[0]["id"], None)] if _is_nameless(found, number) else folder.records(number)
+            for record, row in zip(records, found, strict=True):
                 if record.id not in later[folder.job]:
                     yield {**row, **record.columns}
 
@@ -79,8 +86,12 @@ def failed(folder: JobFolder, *, may_overflow: bool) -> Iterator[Record]:
     for number in folder.parts():
         if not folder.part_info(number).totals.errors:
             continue
-        records = folder.records(number)
-        for record, row in zip(records, _part_rows(folder, number, ["error"]), strict=True):
+        found = _part_rows(folder, number, ["id", "error"])
+        if _is_nameless(found, number):
+            with suppress(NotFound, ContractError):
+                yield from folder.records(number)
+            continue
+        for record, row in zip(folder.records(number), found, strict=True):
             error = row["error"]
             if error is not None and error not in _HOPELESS and (may_overflow or error != "too_long"):
                 yield record
@@ -97,5 +108,10 @@ def _ids(folder: JobFolder) -> set[str]:
     """Ids that have an outcome in this job."""
     found: set[str] = set()
     for number in folder.parts():
-        found.update(folder.input(number).ids)
+        with suppress(NotFound, ContractError):
+            found.update(folder.input(number).ids)
     return found
+
+
+def _is_nameless(rows: list[dict[str, Any]], number: int) -> bool:
+    return len(rows) == 1 and rows[0]["id"] == input_name(number)

@@ -174,7 +174,7 @@ def test_a_fleet_works_over_tls(localhost: str, certificates: Path, tmp_path: Pa
         assert fleet.submit(["a text", "another"]).wait(timeout_s=60).totals.texts == 2
         assert fleet.embed(["a text"], timeout_s=60).shape == (1, 384)
         broker: Any = fleet.broker
-        wait_until(lambda: not broker.redis.exists("unacked", "unacked_index"), "every lease to be acknowledged")
+        wait_until(lambda: not broker.redis.exists(f"{broker.lane('bulk')}-leases"), "every lease to be acknowledged")
     worker.terminate()
     _, said = worker.communicate(timeout=30)
     assert worker.returncode == 0, said.decode()

@@ -31,7 +31,10 @@ def test_a_batch_longer_than_its_lease_is_started_once(redis_url: str, tmp_path:
         workers = [start("worker", cwd=tmp_path, **settings) for _ in range(2)]
         try:
             assert job.wait(timeout_s=60).state == "done"
-            wait_until(lambda: not fleet.broker.redis.exists("unacked"), "the message to be acknowledged")
+            wait_until(
+                lambda: not fleet.broker.redis.exists(f"{fleet.broker.lane('bulk')}-leases"),
+                "the message to be acknowledged",
+            )
         finally:
             for worker in workers:
                 worker.terminate()
@@ -52,7 +55,7 @@ def test_a_broken_engine_ends_its_process_and_another_does_the_work(
         assert broken.returncode == 70, log.decode()
         assert b"engine: a step failed" in log
         assert b"secret" not in log
-        held = fleet.broker.redis.zrangebyscore("unacked_index", time.time() - 5 + 2.5, "+inf")
+        held = fleet.broker.redis.zrangebyscore(f"{fleet.broker.lane('bulk')}-ends", time.time() + 2.5, "+inf")
         assert held == [], "what it held was given back: its lease ends in two seconds at most, not in five"
         worker = subprocess.Popen([EMBEDFLEET, "worker"], env=variables, stderr=subprocess.PIPE)
         try:

@@ -64,7 +64,7 @@ def test_the_wheel_has_both_packages_and_the_scripts(wheel: Path) -> None:
         "embedfleet/__init__.py",
         "embedfleet/py.typed",
         "embedfleet_worker/__main__.py",
-        "embedfleet_worker/transport/lease.lua",
+        *(f"embedfleet_worker/transport/lua/{name}.lua" for name in ("take", "renew", "settle", "sweep")),
     ):
         assert name in names
 

@@ -1,39 +1,43 @@
 """The worker's Celery app: what a task gives Celery, whatever is in the message."""
 
-from types import SimpleNamespace
+from collections.abc import Iterator
 from typing import Any
 
-import kombu.transport
 import pytest
 from celery import Celery
 from celery.exceptions import Reject
 
-from embedfleet.broker import Broker
 from embedfleet.contract import TASK_ANSWER, TASK_EMBED
-from embedfleet.errors import ConfigurationError
 from embedfleet_worker import app as module
 from embedfleet_worker.settling import GiveBack
-from embedfleet_worker.transport import TAKEN, running
-from tests.waiting import wait_until
+from embedfleet_worker.transport import Back, channel, given_back
+from tests.unit.transports import restored
 
 
 class RecordedTasks:
     """Stands in for Tasks: keeps what it was given."""
 
     def __init__(self) -> None:
-        self.given: list[tuple[str, object]] = []
+        self.given: list[tuple[str, object, int]] = []
         self.outcome: Exception | None = None
 
-    def embed(self, message: object) -> None:
-        self._take("embed", message)
+    def embed(self, message: object, times: int) -> None:
+        self._take("embed", message, times)
 
-    def answer(self, message: object) -> None:
-        self._take("answer", message)
+    def answer(self, message: object, times: int) -> None:
+        self._take("answer", message, times)
 
-    def _take(self, task: str, message: object) -> None:
-        self.given.append((task, message))
+    def _take(self, task: str, message: object, times: int) -> None:
+        self.given.append((task, message, times))
         if self.outcome is not None:
             raise self.outcome
+
+
+class FakeHolding:
+    """Knows how often one message was given out."""
+
+    def times(self, tag: str) -> int:
+        return {"a tag": 7}.get(tag, 1)
 
 
 @pytest.fixture
@@ -42,40 +46,50 @@ def tasks() -> RecordedTasks:
 
 
 @pytest.fixture
-def celery(broker: Broker, tasks: RecordedTasks, monkeypatch: pytest.MonkeyPatch) -> Celery:
-    monkeypatch.setattr(kombu.transport, "_transport_cache", dict(kombu.transport._transport_cache))
-    monkeypatch.setattr(kombu.transport, "TRANSPORT_ALIASES", dict(kombu.transport.TRANSPORT_ALIASES))
-    for name in ("broker", "queues", "lease_s"):
-        monkeypatch.setattr(module.Heartbeat, name, None, raising=False)
-    return module.build(broker, {TASK_EMBED: tasks.embed, TASK_ANSWER: tasks.answer}, {"interactive": 8, "bulk": 6})
+def celery(tasks: RecordedTasks, monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
+    holding: Any = FakeHolding()
+    with restored(monkeypatch):
+        yield module.build({TASK_EMBED: tasks.embed, TASK_ANSWER: tasks.answer}, holding, 14)
+
+
+def call(celery: Celery, *args: object, **kwargs: object) -> None:
+    """As Celery does, with the message's tag."""
+    task = celery.tasks[TASK_EMBED]
+    task.push_request(properties={"delivery_tag": "a tag"})
+    try:
+        task.run(*args, **kwargs)
+    finally:
+        task.pop_request()
 
 
 def test_each_task_gets_the_message(celery: Celery, tasks: RecordedTasks) -> None:
     celery.tasks[TASK_EMBED]({"batch": 1})
     celery.tasks[TASK_ANSWER]({"texts": []})
-    assert tasks.given == [("embed", {"batch": 1}), ("answer", {"texts": []})]
+    assert tasks.given == [("embed", {"batch": 1}, 1), ("answer", {"texts": []}, 1)]
 
 
-def test_a_thread_says_what_it_works_on_while_it_does(celery: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
-    task, seen = celery.tasks[TASK_EMBED], []
-
-    def take(*_: object) -> None:
-        seen.extend(running.values())
-        raise GiveBack("later")
-
-    monkeypatch.setattr(RecordedTasks, "_take", take)
-    task.push_request(properties={TAKEN: ("bulk", 7), "delivery_tag": "t"})
-    with pytest.raises(Reject):
-        task.run({})
-    task.pop_request()
-    assert (seen, running) == ([("bulk", 7)], {})
+def test_a_task_knows_how_often_its_message_was_given_out(celery: Celery, tasks: RecordedTasks) -> None:
+    call(celery, {"batch": 1})
+    assert tasks.given == [("embed", {"batch": 1}, 7)]
 
 
-def test_what_is_given_back_is_requeued(celery: Celery, tasks: RecordedTasks) -> None:
-    tasks.outcome = GiveBack("the engine is gone")
+@pytest.mark.parametrize(
+    ("outcome", "back"),
+    [
+        (GiveBack("the engine is gone"), Back()),
+        (GiveBack("come again", delay_s=7.5), Back(7.5)),
+        (GiveBack("the store is gone", outage=True), Back(None, outage=True)),
+    ],
+    ids=str,
+)
+def test_what_is_given_back_is_requeued_as_it_was_said(
+    celery: Celery, tasks: RecordedTasks, outcome: GiveBack, back: Back
+) -> None:
+    tasks.outcome = outcome
     with pytest.raises(Reject) as rejected:
-        celery.tasks[TASK_EMBED]({})
+        call(celery, {})
     assert rejected.value.requeue
+    assert given_back.pop("a tag") == back
 
 
 @pytest.mark.parametrize(("args", "kwargs"), [((), {}), ((1, 2), {}), ((), {"message": {}}), (({},), {"more": 1})])
@@ -84,30 +98,12 @@ def test_a_call_of_another_shape_reaches_the_task_too(
 ) -> None:
     """Celery would lose it: what does not fit the function's arguments raises TypeError there."""
     celery.tasks[TASK_EMBED](*args, **kwargs)
-    assert len(tasks.given) == 1
+    assert [message for _, message, _ in tasks.given] == [{"args": list(args), "kwargs": kwargs}]
 
 
-def test_messages_are_acknowledged_late_and_taken_one_at_a_time(celery: Celery) -> None:
+def test_messages_are_acknowledged_late_and_each_has_a_thread(celery: Celery) -> None:
     assert all(celery.tasks[name].acks_late for name in (TASK_EMBED, TASK_ANSWER))
-    assert celery.conf.worker_prefetch_multiplier == 1
+    assert (celery.conf.worker_concurrency, celery.conf.worker_prefetch_multiplier) == (14, 1)
     assert celery.conf.worker_enable_remote_control is False
     assert celery.conf.accept_content == ["json"]
-    assert celery.conf.broker_transport_options["visibility_timeout"] == 30.0
-
-
-def test_the_heartbeat_goes_on_whatever_a_beat_meets(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without it no lease would be renewed again, and long batches be done again and again."""
-    for name, value in {"broker": broker, "queues": ["bulk"], "lease_s": 0.03}.items():
-        monkeypatch.setattr(module.Heartbeat, name, value, raising=False)
-    beats: list[int] = []
-
-    def renew() -> None:
-        beats.append(1)
-        if len(beats) == 1:
-            raise ConfigurationError("the queue is not there")
-
-    consumer: Any = SimpleNamespace(task_consumer=SimpleNamespace(channel=SimpleNamespace(renew=renew)))
-    step = module.Heartbeat(consumer)
-    step.start(consumer)
-    wait_until(lambda: len(beats) > 2, "the next beats")
-    step.stop(consumer)
+    assert celery.conf.broker_url == channel.URL, "Celery is not told what is secret"

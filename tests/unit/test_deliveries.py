@@ -180,11 +180,12 @@ def test_a_cancelled_job_is_finished_when_its_parts_are_delivered(world: World) 
 
 
 def test_one_destination_that_hangs_leaves_room_for_others(world: World) -> None:
-    first = world.fleet.submit(["a"], deliver_to=[HOOK])
+    first = world.fleet.submit([f"text {n}" for n in range(2000)], deliver_to=[HOOK])
     second = world.fleet.submit(["b"], deliver_to=[TABLE])
     for job in (first, second):
         world.embed(job)
-    hook, table = world.queued()
+    *hooks, hook, table = world.queued()
+    assert len(hooks) == 3
     hanging, go_on = threading.Barrier(4), threading.Event()
     deliver = world.recorder.deliver
 
@@ -195,7 +196,8 @@ def test_one_destination_that_hangs_leaves_room_for_others(world: World) -> None
         return deliver(target, parcel)
 
     world.recorder.deliver = hang  # type: ignore[method-assign]
-    threads = [threading.Thread(target=world.deliveries.deliver, args=(hook.model_dump(mode="json"),)) for _ in "123"]
+    messages = [each.model_dump(mode="json") for each in hooks]
+    threads = [threading.Thread(target=world.deliveries.deliver, args=(message,)) for message in messages]
     for thread in threads:
         thread.start()
     hanging.wait(10)
@@ -207,6 +209,9 @@ def test_one_destination_that_hangs_leaves_room_for_others(world: World) -> None
     go_on.set()
     for thread in threads:
         thread.join()
+    hanging.abort()
+    world.recorder.deliver = deliver  # type: ignore[method-assign]
+    world.deliveries.deliver(hook.model_dump(mode="json"))
     assert first.status().state == "done"
 
 
@@ -413,7 +418,8 @@ def test_a_confirmed_delivery_stays_so_whatever_another_copy_meets(world: World)
 
     def meanwhile(target: Target, parcel: Parcel) -> str:
         world.recorder.deliver = deliver  # type: ignore[method-assign]
-        world.deliveries.deliver(queued.model_dump(mode="json"))
+        another = Deliveries(world.broker, world.settings, Metrics())  # in another worker
+        another.deliver(queued.model_dump(mode="json"))
         raise DestinationRefused("it wants no more")
 
     world.recorder.deliver = meanwhile  # type: ignore[method-assign]

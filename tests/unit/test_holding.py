@@ -1,4 +1,4 @@
-"""What a worker holds, with leases of a stand-in that says what it was told: room, renewal, settling, pauses, going."""
+"""What a worker holds, with stand-in leases that keep what they are told: room, renewals, settling, pauses, going."""
 
 import threading
 import time

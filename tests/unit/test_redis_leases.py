@@ -27,7 +27,7 @@ class Lane:
         self.a, self.b = self.holder(), self.holder()
 
     def holder(self) -> RedisLeases:
-        return RedisLeases(self.broker, ["q"])  # type: ignore[arg-type]
+        return RedisLeases(self.broker, ["q"])
 
     def publish(self, *messages: str) -> None:
         for message in messages:
@@ -114,10 +114,11 @@ def test_an_empty_queue_is_looked_at_for_a_while_and_no_longer(lane: Lane) -> No
     assert (stats["cmdstat_evalsha"]["calls"], stats["cmdstat_blmove"]["calls"]) == (1, 1)
 
 
-def test_what_comes_during_a_look_is_taken_at_once(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_comes_ends_the_look_and_is_taken_by_who_asks_again(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis, "_LOOK_S", 5)
     threading.Timer(0.2, lane.publish, ["m1"]).start()
     begun = time.monotonic()
+    assert lane.a.take("q", 5) == [], "who asks says first whether there still is room"
     assert [each.message for each in lane.a.take("q", 5)] == [b"m1"]
     assert time.monotonic() - begun < 1
 
@@ -139,7 +140,7 @@ def test_looks_remove_nothing_and_keep_the_order(lane: Lane, monkeypatch: pytest
     assert lane.waiting() == messages[:500]
     lane.client.lpush("q", *messages[500:])
     for holder in (lane.a, lane.b):
-        assert holder._look("q")
+        holder._look("q")
     assert lane.waiting() == messages
 
 
@@ -151,6 +152,7 @@ def test_leases_end_by_the_servers_clock(lane: Lane, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(time, "time", lambda: true_time() + 3600)
     lane.publish("m1", "m2")
     first, second = lane.a.take("q", 2)
+    assert lane.ends() == pytest.approx([lane.now() + LEASE_S] * 2, abs=2)
     lane.a.settle([back(first, 5)])
     lane.a.renew("q", [second.lease])
     lane.a.sweep()
@@ -237,7 +239,7 @@ def test_of_several_leases_that_are_over_the_oldest_is_taken_first(lane: Lane) -
 
 
 def test_one_sweep_sees_to_all_lanes(redis_server: RedisServer, lane: Lane) -> None:
-    both = RedisLeases(lane.broker, ["other", "q"])  # type: ignore[arg-type]
+    both = RedisLeases(lane.broker, ["other", "q"])
     for queue in ("other", "q"):
         lane.client.lpush(queue, queue)
         [taken] = both.take(queue, 1)

@@ -27,7 +27,7 @@ FAULTS = [fault for fault in aws.FAULTS if fault != "hang"] + ["some"]
 @pytest.fixture
 def broker(proxy: aws.Proxy, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[SqsBroker]:
     """With leases of 2 s, unless the test says otherwise; what hangs is given up early."""
-    monkeypatch.setattr("embedfleet.sqs._READ_TIMEOUT_S", 2)
+    monkeypatch.setattr("embedfleet.sqs._READ_TIMEOUT_S", 1)
     for waiting in (holding, channel):
         monkeypatch.setattr(waiting, "_AGAIN_MAX_S", 0.1)
         monkeypatch.setattr(waiting, "_AGAIN_S", 0.05)
@@ -198,7 +198,7 @@ def test_a_deletion_that_hangs_keeps_nobody(taker: SqsTaker, proxy: aws.Proxy) -
     begun = time.monotonic()
     taker.taken.pop().ack()
     assert time.monotonic() - begun < 0.2
-    wait_until(taker.settled, "the deletion", timeout_s=10)
+    wait_until(taker.settled, "the deletion", timeout_s=25)
 
 
 def test_leases_that_can_not_be_renewed_are_told_and_the_others_are(taker: SqsTaker, proxy: aws.Proxy) -> None:

@@ -321,7 +321,7 @@ UNREADABLE = [b"", b"{", b'{"version":2}', b"\xff", b"[" * 100_000, b"PAR1PAR1",
 
 
 @pytest.mark.parametrize("content", UNREADABLE)
-def test_a_job_nobody_can_read_is_a_dead_letter(worker: Worker, content: bytes) -> None:
+def test_a_job_json_nobody_can_read_is_a_dead_letter(worker: Worker, content: bytes) -> None:
     message = worker.submit()
     (worker.store.folder / JOB / "job.json").write_bytes(content)
     worker.tasks.embed(message)

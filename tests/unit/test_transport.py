@@ -1,4 +1,4 @@
-"""Celery's side of the transport, on a real Redis: lanes, leases before deliveries, poison, servers that go, come."""
+"""Celery's side of the transport, on a real Redis: lanes, leases before deliveries, poison, servers that go."""
 
 import json
 import logging

@@ -64,7 +64,7 @@ def _register(app: Celery, name: str, work: Work, holding: Holding) -> None:
         try:
             work(message, holding.times(tag))
         except GiveBack as exc:
-            given_back[tag] = Back(exc.delay_s, exc.outage)
+            given_back[tag] = Back(exc.delay_s, exc.outage, exc.blamed)
             raise Reject(str(exc), requeue=True) from None  # Celery's way to put a message back; not a failure
 
     app.task(run, name=name, bind=True, shared=False, acks_late=True, ignore_result=True)

@@ -5,7 +5,7 @@ import numpy as np
 from embedfleet import policies
 from embedfleet.contract import Batch, Delivery, EmbedSettings, Receipt
 from embedfleet.errors import ContractError, NotFound, Permanent
-from embedfleet.jobfolder import JobFolder, now
+from embedfleet.jobfolder import JobFolder, input_name, now
 from embedfleet.store import check_allowed, open_store
 from embedfleet.tables import Outcome, Outcomes, write_part
 from embedfleet_worker.pipeline import Problem
@@ -28,7 +28,7 @@ def dead_outcomes(folder: JobFolder, number: int, settings: EmbedSettings, reaso
         sealed = folder.sealed()
         if sealed is None or number >= sealed.batches:
             raise reason from None
-        ids = [f"input/{number:08d}.parquet"]  # nobody can say any more which texts it held
+        ids = [input_name(number)]  # nobody can say any more which texts it held
     return failed(ids, settings, ("dead_letter", str(reason)))
 
 

@@ -63,9 +63,9 @@ def _consume(celery: Any, queues: list[str], drain: Drain, ready: Callable[[], N
     """Run Celery's loop; its exit code. Signals are for the drain, not for Celery's own shutdown."""
 
     def told(number: int, _frame: object = None) -> None:
-        if number == signal.SIGINT and drain.begun:
-            drain.hurry()  # a second Ctrl-C; a second SIGTERM may come from whoever stops what stops already
-        drain.begin(f"told to by {signal.Signals(number).name}")
+        # A second Ctrl-C means it. A second SIGTERM does not: a notice of the machine's end is followed by one.
+        if not drain.begin(f"told to by {signal.Signals(number).name}") and number == signal.SIGINT:
+            drain.hurry()
 
     def began(**_: object) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -82,7 +82,7 @@ def _consume(celery: Any, queues: list[str], drain: Drain, ready: Callable[[], N
     return int(worker.exitcode or 0)
 
 
-def _when(event: threading.Event, act: Callable[[], None]) -> None:
+def _when(event: threading.Event, act: Callable[[], object]) -> None:
     def run() -> None:
         event.wait()
         act()

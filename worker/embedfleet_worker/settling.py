@@ -10,23 +10,39 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from embedfleet.broker import Broker
-from embedfleet.errors import BrokerUnavailable, Permanent, Retryable, StoreUnavailable
+from embedfleet.errors import (
+    BrokerUnavailable,
+    DeadlineExceeded,
+    EngineFailed,
+    EngineUnavailable,
+    Permanent,
+    Retryable,
+    StoreUnavailable,
+)
 from embedfleet.letters import Letter
 from embedfleet_worker import logs, telemetry
 
 log = logging.getLogger(__name__)
 
 
+BLAMED = (EngineFailed, DeadlineExceeded, EngineUnavailable)
+"""What may be a batch's own fault: it is charged with the start, and runs alone the next time."""
+
+
 class GiveBack(Exception):
     """The message is to go back to the queue: another try, here or elsewhere, may succeed. ``delay_s``: not before.
 
     ``outage``: what other messages of its lane need too is down, so that no more of them is taken for a while.
+    ``blamed``: it may be its own fault.
     """
 
-    def __init__(self, message: str, delay_s: float | None = None, *, outage: bool = False) -> None:
+    def __init__(
+        self, message: str, delay_s: float | None = None, *, outage: bool = False, blamed: bool = False
+    ) -> None:
         super().__init__(message)
         self.delay_s = delay_s
         self.outage = outage
+        self.blamed = blamed
 
 
 class Turns:
@@ -61,7 +77,8 @@ def settle(broker: Broker, work: Callable[[object], None], message: object, queu
         raise
     except Retryable as exc:
         log.warning("given back: %s", exc)
-        raise GiveBack(str(exc), outage=isinstance(exc, StoreUnavailable | BrokerUnavailable)) from None
+        outage = isinstance(exc, StoreUnavailable | BrokerUnavailable)
+        raise GiveBack(str(exc), outage=outage, blamed=isinstance(exc, BLAMED)) from None
     except Permanent as exc:
         dead_letter(broker, message, str(exc), queue)
     except Exception as exc:

@@ -6,22 +6,20 @@ is cleared, and what ends a worker again and again while nothing else runs in it
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from embedfleet.errors import (
     BrokerUnavailable,
-    DeadlineExceeded,
-    EngineFailed,
-    EngineUnavailable,
     Permanent,
     StoreUnavailable,
 )
 from embedfleet.jobfolder import JobFolder
 from embedfleet.redis import RedisBroker
-from embedfleet_worker.settling import GiveBack
+from embedfleet_worker.settling import BLAMED, GiveBack
 
 ALONE_STARTS = 4
 """Starts alone that ended the worker until a batch is a dead letter.
@@ -54,8 +52,11 @@ class Counts(Protocol):
     def add(self, *, alone: bool) -> None:
         """One more begins."""
 
+    def undo(self, *, alone: bool) -> None:
+        """The one that began is to count for nothing."""
+
     def clear(self) -> None:
-        """It ended well, and so did the others as far as this batch is concerned."""
+        """It ended well: those before were somebody else's fault."""
 
 
 class Starts:
@@ -66,12 +67,12 @@ class Starts:
         self._inside = 0
         self._alone = False
         self._suspects = 0
-        self._under_way: set[Counts] = set()
+        self._under_way: dict[Counts, bool] = {}
 
     def forgive(self) -> None:
         """Charge nothing of what is under way: the process ends for another reason."""
         for counts in list(self._under_way):
-            _clear(counts)
+            self._undo(counts)
 
     @contextmanager
     def start(self, counts: Counts) -> Iterator[bool]:
@@ -82,18 +83,24 @@ class Starts:
         suspect = before != Count()
         with self._room(suspect=suspect):
             counts.add(alone=suspect)
-            self._under_way.add(counts)
+            self._under_way[counts] = suspect
             try:
                 yield suspect
-            except (EngineFailed, DeadlineExceeded, EngineUnavailable):
+            except BLAMED:
                 raise  # charged
             except BaseException:
-                _clear(counts)
+                self._undo(counts)
                 raise
             else:
-                _clear(counts)
+                _try(counts.clear)
             finally:
-                self._under_way.discard(counts)
+                self._under_way.pop(counts, None)
+
+    def _undo(self, counts: Counts) -> None:
+        """Once: what is forgiven may still end."""
+        alone = self._under_way.pop(counts, None)
+        if alone is not None:
+            _try(partial(counts.undo, alone=alone))
 
     @contextmanager
     def _room(self, *, suspect: bool) -> Iterator[None]:
@@ -131,6 +138,7 @@ class RedisCounts:
         self._key = f"{queue}-starts"
         self._fields = (name, f"{name}!")
         self._add = broker.redis.register_script(_ADD)
+        self._undo = broker.redis.register_script(_UNDO)
 
     def get(self) -> Count:
         """Two numbers, one question."""
@@ -141,6 +149,10 @@ class RedisCounts:
         """Also at the server's memory limit."""
         self._broker.call(self._add, keys=[self._key], args=[self._fields[alone]])
 
+    def undo(self, *, alone: bool) -> None:
+        """One less; none is no entry."""
+        self._broker.call(self._undo, keys=[self._key], args=[self._fields[alone]])
+
     def clear(self) -> None:
         """Both."""
         self._broker.call(self._broker.redis.hdel, self._key, *self._fields)
@@ -148,12 +160,18 @@ class RedisCounts:
 
 # A command first that frees memory: Redis at its limit refuses scripts that begin with another.
 _ADD = "redis.call('HDEL', KEYS[1], '') return redis.call('HINCRBY', KEYS[1], ARGV[1], 1)"
+_UNDO = """
+redis.call('HDEL', KEYS[1], '')
+if redis.call('HINCRBY', KEYS[1], ARGV[1], -1) <= 0 then
+  redis.call('HDEL', KEYS[1], ARGV[1])
+end
+"""
 
 
 class FolderCounts:
     """For SQS, which counts how often it gave a message out and keeps nothing else: starts alone are in the job folder.
 
-    A message that was given back is taken for a suspect too: that costs a run alone, and no more.
+    Whose lease was over, whether it was begun or waited, is taken for a suspect: that costs a run alone, and no more.
     """
 
     def __init__(self, folder: JobFolder, batch: int, times: int) -> None:
@@ -172,12 +190,16 @@ class FolderCounts:
         if alone:
             self._begun = self._folder.begin_start(self._batch)
 
-    def clear(self) -> None:
-        """What ended well in company needs no word: it has a part, or comes again and runs alone."""
-        if self._begun is not None:
+    def undo(self, *, alone: bool) -> None:
+        """The others in the folder stay."""
+        if alone and self._begun is not None:
             self._folder.end_start(self._begun)
 
+    def clear(self) -> None:
+        """What ended well needs no word: its part has the last one."""
+        self.undo(alone=True)
 
-def _clear(counts: Counts) -> None:
+
+def _try(tell: Callable[[], None]) -> None:
     with suppress(BrokerUnavailable, StoreUnavailable):  # at worst it runs alone once more
-        counts.clear()
+        tell()

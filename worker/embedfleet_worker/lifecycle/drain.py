@@ -3,6 +3,7 @@
 Celery's own shutdown waits for the last task, however long that takes, and closes the connection first.
 """
 
+import itertools
 import logging
 import os
 import threading
@@ -13,6 +14,7 @@ from embedfleet_worker.transport.holding import Holding
 
 log = logging.getLogger(__name__)
 
+_LATE_S = 1.0  # a poll under way may be given what was given back, and gives it back again
 _TELLING_S = 5.0  # for the broker to be told what is given back; else leases end by themselves
 
 
@@ -33,22 +35,23 @@ class Drain:
         self._grace_s = grace_s
         self._before = before
         self._after = after
-        self._lock = threading.Lock()
-        self.begun = False
-        self._hurry = threading.Event()
+        self._asked = itertools.count()
+        self._hurry = False
 
-    def begin(self, reason: str, code: int = 0, grace_s: float | None = None) -> None:
-        """Drain in a thread of its own, and exit with this code. Asked again, it goes on as it does."""
-        with self._lock:
-            if self.begun:
-                return
-            self.begun = True
+    def begin(self, reason: str, code: int = 0, grace_s: float | None = None) -> bool:
+        """Drain in a thread of its own, and exit with this code. Asked again, it goes on as it does: False.
+
+        No lock: one signal's handler may interrupt another's.
+        """
+        if next(self._asked):
+            return False
         grace_s = self._grace_s if grace_s is None else grace_s
         threading.Thread(target=self._run, args=(reason, code, grace_s), name="drain", daemon=True).start()
+        return True
 
     def hurry(self) -> None:
         """Grace no more: somebody waits."""
-        self._hurry.set()
+        self._hurry = True
 
     def _run(self, reason: str, code: int, grace_s: float) -> None:
         try:
@@ -56,11 +59,13 @@ class Drain:
             self._before()
             self._holding.stop_taking()
             end = time.monotonic() + grace_s
-            while time.monotonic() < end and not self._hurry.is_set() and not self._holding.wait_until_empty(0.1):
+            while time.monotonic() < end and not self._hurry and not self._holding.wait_until_empty(0.1):
                 pass
-            given_back = self._holding.close(_TELLING_S)
+            given_back = self._holding.close(_TELLING_S, blamed=code != 0)
             if code == 0:
                 self._after()
+            if given_back:
+                time.sleep(_LATE_S)
             log.warning("stopped: %d messages given back", given_back)
         finally:
             logging.shutdown()

@@ -45,11 +45,13 @@ class Health:
 
     def not_ready(self) -> str | None:
         """Why it takes no messages; None when it does."""
+        if dead := self.not_live():
+            return dead
         if self.stopping:
             return "stopping: what is begun is finished"
         if not self.consuming:
-            return self.not_live() or self.doing
-        return self.not_live() or ("the broker was lost; trying again" if self.failing() else None)
+            return self.doing
+        return "the broker was lost; trying again" if self.failing() else None
 
 
 class Server(ThreadingHTTPServer):

@@ -18,6 +18,8 @@ class Back:
     """Until it may be taken again; None: in a moment."""
     outage: bool = False
     """Something that the other messages of its lane need too is down."""
+    blamed: bool = False
+    """It may be its own fault."""
 
 
 given_back: dict[str, Back] = {}
@@ -45,13 +47,17 @@ class Order:
     delay_s: float | None
     until: float
     """By the monotonic clock, when the lease is over and there is nothing left to tell."""
+    message: bytes = b""
+    """What is given back."""
+    blamed: bool = False
+    """It may be its own fault that it is."""
 
 
 class Leases(Protocol):
     """A broker's leases. Thread-safe. Everything raises BrokerUnavailable when the broker does not answer."""
 
     def take(self, queue: str, room: int) -> list[Taken]:
-        """At most ``room`` messages, each leased in the step that takes it. Waits some seconds for the first."""
+        """At most ``room`` messages, each leased in the step that takes it. Waits some seconds when there are none."""
 
     def renew(self, queue: str, leases: list[str]) -> None:
         """Let leases last from now on. Those that are over stay so."""

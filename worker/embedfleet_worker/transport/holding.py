@@ -93,13 +93,13 @@ class Holding:
             delay_s = back.delay_s
             if delay_s is None:
                 delay_s = min(GIVEN_BACK_S * self.times(tag), _LONGEST_S)
-            held = self._settle(tag, delay_s)
+            held = self._settle(tag, delay_s, blamed=back.blamed)
             if held is not None and back.outage:
                 self._pause(held.taken.queue)
 
     def refuse(self, taken: Iterable[Taken]) -> None:
         """Others may have messages that never were held. Tried once: else they come back when their lease ends."""
-        self._tell([Order(each.queue, each.lease, 0, 0) for each in taken])
+        self._tell([Order(each.queue, each.lease, 0, 0, each.message) for each in taken])
 
     def stop_taking(self) -> None:
         """From now on there is no room."""
@@ -111,13 +111,16 @@ class Holding:
         with self._changed:
             return self._changed.wait_for(lambda: not (self._held or self._orders or self._under_way), timeout_s)
 
-    def close(self, timeout_s: float) -> int:
-        """Give back what is held, now, and tell the broker all there is to tell within the time. How many they were."""
+    def close(self, timeout_s: float, *, blamed: bool = False) -> int:
+        """Give back what is held, now, and tell the broker all there is to tell within the time. How many they were.
+
+        ``blamed``: one of them may be at fault.
+        """
         with self._changed:
             self._taking, self._closing = False, True
             left = list(self._held)
             for tag in left:
-                self._settle(tag, 0)
+                self._settle(tag, 0, blamed=blamed)
             self._changed.notify_all()
         self._teller.join(timeout_s)
         return len(left)
@@ -163,12 +166,12 @@ class Holding:
             pause_s = min(GIVEN_BACK_S * 2**failures, _PAUSE_MAX_S) * random.uniform(0.75, 1)
             self._paused[queue] = min(failures + 1, 10), time.monotonic() + pause_s
 
-    def _settle(self, tag: str, delay_s: float | None) -> _Held | None:
+    def _settle(self, tag: str, delay_s: float | None, *, blamed: bool = False) -> _Held | None:
         with self._changed:
             held = self._held.pop(tag, None)
             if held is not None:
-                order = Order(held.taken.queue, held.taken.lease, delay_s, time.monotonic() + self._lease_s)
-                self._orders.append(order)
+                taken, until = held.taken, time.monotonic() + self._lease_s
+                self._orders.append(Order(taken.queue, taken.lease, delay_s, until, taken.message, blamed))
                 self._changed.notify_all()
             return held
 
@@ -186,7 +189,8 @@ class Holding:
                 self._changed.notify_all()
             failures = failures + 1 if left else 0
             if failures:
-                time.sleep(min(_AGAIN_S * 2**failures, _AGAIN_MAX_S) * random.uniform(0.5, 1))
+                again_s = _AGAIN_S if self._closing else min(_AGAIN_S * 2**failures, _AGAIN_MAX_S)
+                time.sleep(again_s * random.uniform(0.5, 1))
 
     def _gather(self) -> list[Order]:
         """The next orders, with what comes a moment later; none when all is told and nothing is held any more."""

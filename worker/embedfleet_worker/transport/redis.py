@@ -46,10 +46,13 @@ class RedisLeases:
         self._lanes = [key for queue in queues for key in (*_lease_keys(queue), queue)]
 
     def take(self, queue: str, room: int) -> list[Taken]:
-        """What there is at once; else what is there after a look, that removes nothing, saw something."""
+        """What there is at once; if there is nothing, nothing, after a look that removes none.
+
+        Who stopped taking meanwhile, and gave back what the look saw, must not take it again as the process ends.
+        """
         found = self._take(queue, room)
-        if not found and self._look(queue):
-            found = self._take(queue, room)
+        if not found:
+            self._broker.call(self._look, queue)
         return found
 
     def renew(self, queue: str, leases: list[str]) -> None:
@@ -71,16 +74,12 @@ class RedisLeases:
         if count:
             log.info("%d leases were over", count)
 
-    def _look(self, queue: str) -> bool:
-        """Whether something may have come within a look."""
-        return self._broker.call(self._wait, queue) is not None
-
-    def _wait(self, queue: str) -> object:
+    def _look(self, queue: str) -> None:
+        """Wait until something is there, or a look is over."""
         try:
-            return self._broker.redis.blmove(queue, queue, _LOOK_S, "RIGHT", "RIGHT")
+            self._broker.redis.blmove(queue, queue, _LOOK_S, "RIGHT", "RIGHT")
         except OutOfMemoryError:  # the server is full and refuses to look, but not to give out what comes back
             time.sleep(_FULL_S)
-            return queue
 
     def _take(self, queue: str, room: int) -> list[Taken]:
         lists = [f"{queue}{step}" for step in _PRIORITY_STEPS]

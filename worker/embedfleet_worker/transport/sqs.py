@@ -1,10 +1,11 @@
-"""Leases on SQS: a message's visibility timeout, renewed, ended or crowned by a deletion, by tens."""
+"""Leases on SQS: a message's visibility timeout. Everything by tens."""
 
 import logging
 import math
 import time
-from collections.abc import Iterable
-from itertools import groupby
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from embedfleet.errors import BrokerUnavailable
 from embedfleet.sqs import TENS, SqsBroker
@@ -13,7 +14,9 @@ from embedfleet_worker.transport import Order, Taken
 log = logging.getLogger(__name__)
 
 _POLL_S = 20  # the longest SQS waits: the fewest requests to pay for
-_MAX_DELAY_S = 43_200  # SQS': 12 hours
+_MAX_HIDDEN_S = 43_200  # SQS': 12 hours
+_MAX_DELAY_S = 900  # SQS', of a message that is sent
+_MAX_SENT_BYTES = 64 * 1024  # ours have 2 KB; ten of them have to fit into a request
 _TOO_SOON_S = 0.5  # for an empty answer to a long poll
 _TIMES = "ApproximateReceiveCount"
 
@@ -46,22 +49,34 @@ class SqsLeases:
 
     def renew(self, queue: str, leases: list[str]) -> None:
         """Lengthen all that can be. Raises BrokerUnavailable when SQS could not be told of some."""
-        left = self.settle([Order(queue, lease, self._lease_s, 0) for lease in leases])
+        orders = [Order(queue, lease, self._lease_s, 0) for lease in leases]
+        left = [order for batch in _tens(orders) for order in self._call(_HIDE, batch)]
         if left:
             raise BrokerUnavailable(f"{len(left)} leases could not be renewed.")
 
     def settle(self, orders: list[Order]) -> list[Order]:
         """By tens; what SQS did not take of them, and may yet."""
-        return [order for batch in _batches(orders) for order in self._settle(batch)]
+        alike: dict[tuple[str, _Operation], list[Order]] = defaultdict(list)
+        for order in orders:
+            alike[order.queue, _operation(order)].append(order)
+        batches = [(operation, batch) for (_, operation), group in alike.items() for batch in _tens(group)]
+        return [order for operation, batch in batches for order in self._settle(operation, batch)]
 
     def sweep(self) -> None:
         """SQS does it."""
 
-    def _settle(self, batch: list[Order]) -> list[Order]:
-        deleting = batch[0].delay_s is None
-        operation = "delete_message_batch" if deleting else "change_message_visibility_batch"
+    def _settle(self, operation: "_Operation", batch: list[Order]) -> list[Order]:
+        if operation is not _SEND:
+            return self._call(operation, batch)
+        left = self._call(_SEND, batch)
+        sent = [replace(order, delay_s=None) for order in batch if order not in left]
+        return left + (self._call(_DELETE, sent) if sent else [])
+
+    def _call(self, operation: "_Operation", batch: list[Order]) -> list[Order]:
+        """What SQS did not take of orders for one queue, and may yet."""
+        entries = [operation.entry(order) for order in batch]
         try:
-            done, failed = self._broker.call_batch(operation, batch[0].queue, [_entry(order) for order in batch])
+            done, failed = self._broker.call_batch(operation.name, batch[0].queue, entries)
         except BrokerUnavailable as exc:  # the other batches may do better
             log.warning("sqs: %s", exc)
             return batch
@@ -70,17 +85,40 @@ class SqsLeases:
         return [order for row, order in enumerate(batch) if row not in done and row not in over]
 
 
-def _entry(order: Order) -> dict[str, object]:
+@dataclass(frozen=True)
+class _Operation:
+    """A batch operation of SQS, and its entry for an order."""
+
+    name: str
+    entry: Callable[[Order], Mapping[str, object]]
+
+
+def _seconds(order: Order, most: int) -> int:
+    return min(math.ceil(order.delay_s or 0), most)
+
+
+_DELETE = _Operation("delete_message_batch", lambda order: {"ReceiptHandle": order.lease})
+_HIDE = _Operation(
+    "change_message_visibility_batch",
+    lambda order: {"ReceiptHandle": order.lease, "VisibilityTimeout": _seconds(order, _MAX_HIDDEN_S)},
+)
+_SEND = _Operation(
+    "send_message_batch",
+    lambda order: {"MessageBody": order.message.decode(), "DelaySeconds": _seconds(order, _MAX_DELAY_S)},
+)
+
+
+def _operation(order: Order) -> _Operation:
+    """What is given back is sent anew, then deleted.
+
+    SQS counts how often it gives a message out. So the count of one that was given back begins anew, and more than once
+    means that a worker died with it, or blames it. Killed in between there are two, of which one finds the part.
+    """
     if order.delay_s is None:
-        return {"ReceiptHandle": order.lease}
-    return {"ReceiptHandle": order.lease, "VisibilityTimeout": min(math.ceil(order.delay_s), _MAX_DELAY_S)}
+        return _DELETE
+    may_be_sent = order.delay_s <= _MAX_DELAY_S and len(order.message) <= _MAX_SENT_BYTES
+    return _SEND if may_be_sent and not order.blamed else _HIDE
 
 
-def _batches(orders: Iterable[Order]) -> list[list[Order]]:
-    """By queue and operation, at most ten."""
-
-    def kind(order: Order) -> tuple[str, bool]:
-        return order.queue, order.delay_s is None
-
-    alike = [list(group) for _, group in groupby(sorted(orders, key=kind), key=kind)]
-    return [group[start : start + TENS] for group in alike for start in range(0, len(group), TENS)]
+def _tens(orders: list[Order]) -> list[list[Order]]:
+    return [orders[start : start + TENS] for start in range(0, len(orders), TENS)]
