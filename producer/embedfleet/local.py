@@ -27,7 +27,7 @@ _EXIT_CONFIGURATION = 2  # of the worker
 _GRACE_S = 10.0  # whoever presses Ctrl-C waits for it
 _STOP_S = 20.0
 _LEVELS = ("WARNING", "ERROR")
-_MAX_DEATHS = 5  # without progress, within ten minutes: then it is not bad luck
+_MAX_DEATHS = 8  # without progress, within ten minutes: more than one batch needs to become a dead letter
 _DEATHS_WINDOW_S = 600.0
 
 

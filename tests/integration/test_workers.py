@@ -82,7 +82,7 @@ def test_a_local_worker_that_dies_again_and_again_ends_the_command(tmp_path: Pat
         timeout=120,
     )
     assert done.returncode == 3, done.stderr.decode()
-    assert b"the worker died 5 times without finishing a batch" in done.stderr
+    assert b"the worker died 8 times without finishing a batch" in done.stderr
     assert b"Go on with: embedfleet embed in.jsonl --to out" in done.stderr
 
 
