@@ -258,10 +258,10 @@ variable "worker_settings" {
 
   validation {
     condition = alltrue([for name in keys(var.worker_settings) : contains([
-      "EMBEDFLEET_DTYPE", "EMBEDFLEET_MAX_TOKENS", "EMBEDFLEET_QUEUES",
+      "EMBEDFLEET_DTYPE", "EMBEDFLEET_MAX_TOKENS", "EMBEDFLEET_DEADLINE_S", "EMBEDFLEET_QUEUES",
       "EMBEDFLEET_WEBHOOK_ORIGINS", "EMBEDFLEET_WEBHOOK_NETWORKS",
     ], name)])
-    error_message = "worker_settings: only EMBEDFLEET_DTYPE, _MAX_TOKENS, _QUEUES, _WEBHOOK_ORIGINS and _WEBHOOK_NETWORKS; the others follow from variables of their own, and secrets go into `secrets`."
+    error_message = "worker_settings: only EMBEDFLEET_DTYPE, _MAX_TOKENS, _DEADLINE_S, _QUEUES, _WEBHOOK_ORIGINS and _WEBHOOK_NETWORKS; the others follow from variables of their own, and secrets go into `secrets`."
   }
 
   validation {

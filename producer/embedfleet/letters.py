@@ -15,11 +15,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 
 from embedfleet.contract import JOB_ID, Batch, Delivery, Document
 from embedfleet.destinations import NAME
-from embedfleet.envelope import TASKS
+from embedfleet.envelope import AT, SIGNATURE, TASKS, is_signed
 from embedfleet.errors import ContractError
 
 MAX_RAW_BYTES = 64 * 1024
@@ -72,10 +72,10 @@ class Letter(Document):
         return cls(id=letter or secrets.token_hex(6), at=at, queue=queue, reason=_line(reason), raw=kept)
 
     @classmethod
-    def moved(cls, body: str, letter: str, at: float, times: int) -> Self:
-        """The letter for a message that SQS itself moved to the dead letters, as it was."""
+    def moved(cls, body: str, letter: str, at: float, times: int, key: SecretStr | None) -> Self:
+        """The letter for a message that SQS itself moved to the dead letters, as it was. ``key``: ours are signed."""
         reason = f"SQS gave it out {times} times and moved it to the dead letters"
-        message, queue = _unwrapped(body)
+        message, queue = _unwrapped(body, key)
         if message is None:
             return cls.quarantined(body.encode(errors="replace"), f"{reason}; it is no message of ours", "", at, letter)
         return cls(id=letter, at=at, queue=queue, reason=reason, message=message)
@@ -125,7 +125,9 @@ class Letter(Document):
             return "round trip"
         if "job" not in message:
             return "unreadable message"
-        batch = f"{message['job']} batch {message.get('batch', '?')}"
+        if "batch" not in message:
+            return f"{message['job']} callback"
+        batch = f"{message['job']} batch {message['batch']}"
         return f"{batch} to {message['destination']}" if "destination" in message else batch
 
     @property
@@ -192,12 +194,16 @@ def _line(text: str) -> str:
     return shown if len(shown) <= _MAX_REASON else f"{shown[:_MAX_REASON]}…"
 
 
-def _unwrapped(body: str) -> tuple[dict[str, Any] | None, str]:
+def _unwrapped(body: str, key: SecretStr | None) -> tuple[dict[str, Any] | None, str]:
     """What is kept of a message in its envelope, and its queue; None of what is not ours."""
     try:
         envelope = json.loads(body)
         arguments, _, _ = json.loads(base64.b64decode(envelope["body"], validate=True))
-        known = envelope["headers"]["task"] in TASKS.values()
+        headers = envelope["headers"]
+        known = headers["task"] in TASKS.values()
+        if key is not None:
+            signature = str(headers.get(SIGNATURE))
+            known = known and is_signed(signature, headers["task"], headers.get(AT), envelope["body"], key)
         queue = envelope["properties"]["delivery_info"]["routing_key"]
         message = _named(arguments[0])
     except (ValueError, LookupError, TypeError, RecursionError):

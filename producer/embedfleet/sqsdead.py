@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pydantic import SecretStr
+
 from embedfleet.errors import BrokerUnavailable
 from embedfleet.letters import Letter, digest, is_letter
 
@@ -62,7 +64,7 @@ class DeadQueue:
                 self.complete = not self._held_by_others()
                 return
             for message in messages:
-                self._add(_held(message))
+                self._add(_held(message, self._broker.settings.signing_key))
 
     def delete(self, ids: Collection[str]) -> int:
         """Remove letters; how many were there. Raises BrokerUnavailable when some could not be."""
@@ -110,10 +112,11 @@ def look(broker: "SqsBroker", limit: int) -> Iterator[DeadQueue]:
         queue.release()
 
 
-def _held(message: dict[str, Any]) -> Held:
+def _held(message: dict[str, Any], key: SecretStr | None) -> Held:
     attributes, body = message.get("Attributes", {}), message["Body"]
     sent_at = int(attributes.get(_SENT, 0)) / 1000
     if is_letter(body):
         return Held(Letter.read(body.encode(errors="replace")), body, False, message["ReceiptHandle"])
-    letter = Letter.moved(body, digest(message.get("MessageId", body)), sent_at, int(attributes.get(_TIMES, 1)))
+    name, times = digest(message.get("MessageId", body)), int(attributes.get(_TIMES, 1))
+    letter = Letter.moved(body, name, sent_at, times, key)
     return Held(letter, body, True, message["ReceiptHandle"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from pydantic import SecretStr
 
 from embedfleet import Fleet, sqsdead
 from embedfleet.broker import connect
@@ -109,6 +110,16 @@ def test_a_listing_that_fails_shows_again_what_it_hid(broker: SqsBroker, proxy: 
     with pytest.raises(BrokerUnavailable):
         broker.letters()
     assert broker.depth(broker.dead_queue) == 15
+
+
+@pytest.mark.usefixtures("proxy")
+def test_what_sqs_moved_and_is_not_signed_is_no_message_of_ours() -> None:
+    """Else a replay would sign it."""
+    key = SecretStr("a key of the fleet's")
+    with sqs_queues.made(sqs_queues.settings(signing_key=key)) as broker:
+        moved(broker, wrap(BATCH, broker.lane("bulk"), at=0, key=None))
+        moved(broker, wrap(BATCH, broker.lane("bulk"), at=0, key=key))
+        assert sorted(str(each.work) for each in broker.letters().letters) == sorted(["None", str(BATCH)])
 
 
 def test_what_sqs_moved_is_listed_as_a_letter(broker: SqsBroker) -> None:
