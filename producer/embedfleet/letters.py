@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from pydantic import Field, SecretStr, field_validator
 
-from embedfleet.contract import JOB_ID, Batch, Delivery, Document
+from embedfleet.contract import JOB_ID, Batch, Completion, Delivery, Document
 from embedfleet.destinations import NAME
 from embedfleet.envelope import AT, SIGNATURE, TASKS, is_signed
 from embedfleet.errors import ContractError
@@ -125,9 +125,9 @@ class Letter(Document):
             return "round trip"
         if "job" not in message:
             return "unreadable message"
-        if "batch" not in message:
+        if message.keys() == Completion.model_fields.keys():
             return f"{message['job']} callback"
-        batch = f"{message['job']} batch {message['batch']}"
+        batch = f"{message['job']} batch {message.get('batch', '?')}"
         return f"{batch} to {message['destination']}" if "destination" in message else batch
 
     @property

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from embedfleet.contract import Batch, Delivery
+from embedfleet.contract import Batch, Completion, Delivery
 from embedfleet.errors import BrokerUnavailable
 from embedfleet.letters import MAX_RAW_BYTES, Letter
 from embedfleet.redis import RedisBroker
@@ -51,6 +51,7 @@ def test_what_it_is_about_is_said_in_a_few_words() -> None:
     assert letter().what == "j-1 batch 7"
     assert letter(DELIVERY.model_dump()).what == "j-1 batch 7 to pgvector-a8ab8934"
     assert letter({"job": "j-1"}).what == "j-1 batch ?"
+    assert letter(Completion(to="file:///x", job="j-1").model_dump()).what == "j-1 callback"
     assert letter({"reply_to": REPLY_TO, "texts": []}).what == "round trip"
     assert letter("7").what == "unreadable message"
     assert Letter.quarantined(b"", "no", "q", 0).what == "quarantined"
