@@ -127,7 +127,10 @@ class Pipeline:
         if not alone:
             attempt(prompts, deadline_s)
             return
-        for prompt, failure in bisect(prompts, attempt, deadline_s).items():
+        failures = bisect(prompts, attempt, deadline_s)
+        if len(failures) == len(prompts) > 1 and not work.computed:
+            raise next(iter(failures.values()))  # it is the engine: it does none of them
+        for prompt, failure in failures.items():
             work.problems[prompt] = "engine_error", f"the engine fails at this text ({failure})"
 
     def _tokens(self, work: "_Work", prompts: Sequence[str], *, truncate: bool) -> list[Tokens]:

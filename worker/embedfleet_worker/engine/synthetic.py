@@ -18,6 +18,8 @@ from embedfleet_worker.engine.base import Embedded, Identity, Priority, Tokens
 
 log = logging.getLogger(__name__)
 
+_HUNG_S = 10.0  # for the thread to leave what was aborted
+
 
 class SyntheticEngine:
     """Says ``synthetic`` in its identity, so that nobody mistakes its vectors for a model's."""
@@ -57,25 +59,46 @@ class SyntheticEngine:
         return work.future
 
     def abort(self, future: "Future[Embedded]") -> None:
-        """At once."""
+        """At once, unless the thread hangs in it: then the engine is dead."""
         work = self._unfinished.get(future)
-        if work is not None:
+        if work is None:
+            return
+        work.abandoned.set()
+        if not work.begun or work.left.wait(_HUNG_S):
             work.end(DeadlineExceeded("engine: it took too long and was aborted"))
+        else:
+            log.error("engine: hung")
+            self.dead.set()
+            self._fail_all(EngineUnavailable("engine: it hung"))
 
     def close(self) -> None:
         """Stop without finishing what waits."""
         self._pool.shutdown(wait=False)
+        self._fail_all(EngineUnavailable("engine: it was closed"))
+
+    def _fail_all(self, reason: EngineUnavailable) -> None:
         for work in self._unfinished.copy().values():
-            work.end(EngineUnavailable("engine: it was closed"))
+            work.abandoned.set()
+            work.end(reason)
 
     def _do(self, work: "_Work") -> None:
         if work.future.done():
             return
+        work.begun = True
         begun = time.monotonic()
-        vectors = synthetic_vectors([tokens.prompt for tokens in work.prompts], self.dimensions)
+        outcome: Embedded | Exception
+        try:
+            outcome = self._embed(work.prompts)
+        except Exception as exc:
+            outcome = exc
         if self._texts_per_s:
-            work.ended.wait(max(0.0, begun + len(work.prompts) / self._texts_per_s - time.monotonic()))
-        work.end(Embedded(vectors))
+            work.abandoned.wait(max(0.0, begun + len(work.prompts) / self._texts_per_s - time.monotonic()))
+        if not work.abandoned.is_set():
+            work.end(outcome)
+        work.left.set()
+
+    def _embed(self, prompts: Sequence[Tokens]) -> Embedded:
+        return Embedded(synthetic_vectors([tokens.prompt for tokens in prompts], self.dimensions))
 
     def _tokens(self, prompt: str, truncate: bool) -> Tokens:
         count = estimated_tokens(prompt)
@@ -92,8 +115,11 @@ class _Work:
 
     prompts: Sequence[Tokens]
     future: "Future[Embedded]" = field(default_factory=Future)
-    ended: threading.Event = field(default_factory=threading.Event)
+    begun: bool = False
+    abandoned: threading.Event = field(default_factory=threading.Event)
     """Set when nobody waits for it any more."""
+    left: threading.Event = field(default_factory=threading.Event)
+    """Set when the thread is done with it."""
 
     def end(self, outcome: Embedded | Exception) -> None:
         """Only the first to say how counts: two threads may."""
@@ -102,4 +128,3 @@ class _Work:
                 self.future.set_exception(outcome)
             else:
                 self.future.set_result(outcome)
-        self.ended.set()
