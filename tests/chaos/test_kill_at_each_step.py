@@ -1,0 +1,66 @@
+"""Scenario 1: kill -9 at each step of the way of a batch, and of the way down."""
+
+import random
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from embedfleet import Webhook
+from tests import receiver
+from tests.chaos.conftest import KILLS
+from tests.chaos.fleet import ChaosFleet
+from tests.chaos.invariant import check, check_recovery
+from tests.chaos.journal import DRAINING, POINTS
+
+ROUNDS = max(1, KILLS // 100)
+TEXTS = {f"t{number}": f"text {number}" for number in range(3000)}
+
+
+@pytest.fixture
+def hook() -> Iterator[receiver.Receiver]:
+    with receiver.receiver() as running:
+        yield running
+
+
+@pytest.fixture
+def busy(fleet: ChaosFleet, hook: receiver.Receiver) -> ChaosFleet:
+    """Two workers that deliver to a webhook what they embed."""
+    origin = hook.url.removesuffix("/hook")
+    fleet.environment |= {"EMBEDFLEET_WEBHOOK_ORIGINS": origin, "EMBEDFLEET_WEBHOOK_NETWORKS": "127.0.0.1"}
+    fleet.environment |= {"EMBEDFLEET_WEBHOOK_SECRET": "whsec_" + "A" * 40}
+    fleet.keep(3)
+    return fleet
+
+
+def test_kills_at_each_step(busy: ChaosFleet, hook: receiver.Receiver) -> None:
+    busy.ready(2)
+    texts = dict(list(TEXTS.items()) * 1) | {f"r{n}": f"round {n}" for n in range(1500 * (ROUNDS - 1))}
+    job = busy.submit(texts.items(), deliver_to=[Webhook(url=hook.url)])
+    for _ in range(ROUNDS):
+        for point in POINTS:
+            busy.ready(2)
+            busy.kill_at(point)
+    check(busy, job, texts.keys(), timeout_s=120 + 10 * ROUNDS)
+    check_recovery(busy, len(POINTS) * ROUNDS * 9 // 10)
+    assert {delivery.confirmed for delivery in job.status().deliveries} == {job.status().batches}
+
+
+def test_kills_while_draining(busy: ChaosFleet) -> None:
+    """Told to stop, and killed at once or some moments later, as when the time of a spot instance is over."""
+    chance = random.Random(4)
+    job = busy.submit(TEXTS.items())
+    for turn in range(2 * ROUNDS):
+        busy.ready(2)
+        if turn % 2:
+            (busy.folder / f"kill at {DRAINING}").touch()
+            chance.choice(busy.consuming()).signal(signal.SIGTERM)
+        else:
+            worker = chance.choice(busy.consuming())
+            worker.signal(signal.SIGTERM)
+            time.sleep(chance.uniform(0, 0.5))
+            busy.kill(worker)
+    check(busy, job, TEXTS.keys())
+    if busy.figures.recoveries_s:
+        check_recovery(busy, 1)
