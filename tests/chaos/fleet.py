@@ -17,8 +17,8 @@ from embedfleet.broker import Broker, connect
 from embedfleet.contract import Batching, JobSpec
 from embedfleet.jobfolder import JobFolder
 from embedfleet.settings import FleetSettings
-from tests.chaos.journal import Journal, held
-from tests.chaos.report import Figures
+from tests.chaos.journal import Batch, Journal, held
+from tests.chaos.report import Figures, kills
 from tests.waiting import wait_until
 
 _ROOT = Path(__file__).parents[2]
@@ -132,6 +132,15 @@ class ChaosFleet:
         """Have the next worker that comes to this point kill itself; returns when it has."""
         (self.folder / f"kill at {point}").touch()
         wait_until(lambda: not (self.folder / f"kill at {point}").exists(), f"a worker killed at {point}", timeout_s)
+
+    def interrupted(self) -> set[Batch]:
+        """What killed workers held, and nobody has taken since."""
+        events = self.journal.events()
+        return {
+            batch
+            for position, held in kills(events)
+            for batch in held - {event.about for event in events[position:] if event.what == "taken"}
+        }
 
     def submit(self, records: Iterable[object], key: str | None = None, **others: Any) -> Job:
         """A job of small batches."""

@@ -40,7 +40,7 @@ class Figures:
     def measure(self, events: Sequence[Event]) -> None:
         """Count what the journal says."""
         self.kills = sum(1 for _, held in kills(events) if held)
-        self.recoveries_s = recoveries_s(events)
+        self.recoveries_s = recoveries_s(events, self.lease_s)
         starts = Counter(event.about for event in events if event.what == "taken")
         self.redelivered = sum(starts.values()) - len(starts)
 
@@ -75,13 +75,22 @@ def kills(events: Iterable[Event]) -> list[tuple[int, frozenset[Batch]]]:
     return found
 
 
-def recoveries_s(events: Sequence[Event]) -> list[float]:
-    """For each batch that a killed worker held: seconds until another one took it, if none of those was killed too."""
+def recoveries_s(events: Sequence[Event], lease_s: float) -> list[float]:
+    """For each batch that a killed worker held: seconds until another one took it, if none of those was killed too.
+
+    A worker that is killed while it asks SQS for messages may have been given any that were free: then nobody knows.
+    """
     killed = dict(kills(events))
     waiting: defaultdict[Batch, list[tuple[float, str]]] = defaultdict(list)
     leased: dict[Batch, str] = {}
+    asking: set[str] = set()
     found: list[float] = []
     for position, event in enumerate(events):
+        if event.what in ("asking", "answered"):
+            (asking.add if event.what == "asking" else asking.discard)(event.worker)
+        if position in killed and event.worker in asking:
+            for batch, kills_of in list(waiting.items()):
+                waiting[batch] = [(at, worker) for at, worker in kills_of if event.at < at + lease_s - 1]
         for batch in killed.get(position, ()):
             if leased.get(batch) == event.worker:
                 waiting.pop(batch, None)  # who was to take it over died first: that is another recovery

@@ -84,11 +84,13 @@ def _hook_leases() -> None:
         return result
 
     def called(self: Any, operation: str, *args: Any, **kwargs: Any) -> Any:
-        if operation == "receive_message":
-            reach("before a lease")
+        if operation != "receive_message":
+            return call(self, operation, *args, **kwargs)
+        reach("before a lease")
+        _journal.write(_name, "asking")
         result = call(self, operation, *args, **kwargs)
-        if operation == "receive_message":
-            reach("lease asked")
+        reach("lease asked")
+        _journal.write(_name, "answered")
         return result
 
     virtual.Transport._deliver, SqsBroker.call = delivered, called
@@ -188,7 +190,8 @@ def _use_stock_transport() -> None:
     """kombu's own, which pops first and leases later: the suite has to see that it loses messages."""
     from embedfleet_worker.transport import redis as ours
 
-    ours.install = lambda broker, *_, **__: {"visibility_timeout": broker.settings.lease_s}
+    quick = {"unacked_restore_interval": 1, "unacked_restore_throttle": 1, "unacked_mutex_expire": 5}
+    ours.install = lambda broker, *_, **__: {"visibility_timeout": broker.settings.lease_s, **quick}
 
 
 if __name__ == "__main__":
