@@ -21,11 +21,17 @@ POINTS = (
     "before hand over",
     "handed over",
     "before acknowledge",
-    "acknowledged",
+    "acknowledged",  # and the broker was not told yet
+    "before a settlement",
+    "settlement asked",  # and its answer was not read
+    "before a sweep",
+    "sweep asked",
 )
 """Steps of the way of a batch at which a worker can be told to kill itself."""
-DRAINING, SWEEPING = "draining", "sweeping"
-"""Two more: told to stop, and in the middle of what the janitor publishes again."""
+DRAINING, GIVING_BACK = "draining", "giving back"
+"""Told to stop; and the grace time is over."""
+SWEEPING = "sweeping"
+"""In the middle of what the janitor publishes again."""
 
 
 @dataclass(frozen=True)

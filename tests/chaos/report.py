@@ -78,17 +78,19 @@ def kills(events: Iterable[Event]) -> list[tuple[int, frozenset[Batch]]]:
 def recoveries_s(events: Sequence[Event], lease_s: float) -> list[float]:
     """For each batch that a killed worker held: seconds until another one took it, if none of those was killed too.
 
-    A worker that is killed while it asks SQS for messages may have been given any that were free: then nobody knows.
+    A worker that is killed while it asks for messages may have been given any that were free: nobody knows which.
     """
     killed = dict(kills(events))
     waiting: defaultdict[Batch, list[tuple[float, str]]] = defaultdict(list)
     leased: dict[Batch, str] = {}
-    asking: set[str] = set()
+    asking: dict[tuple[str, str], float] = {}
     found: list[float] = []
     for position, event in enumerate(events):
-        if event.what in ("asking", "answered"):
-            (asking.add if event.what == "asking" else asking.discard)(event.worker)
-        if position in killed and event.worker in asking:
+        if event.what.startswith("asking"):
+            asking[event.worker, event.what.split()[1]] = event.at
+        elif event.what.startswith("answered"):
+            asking.pop((event.worker, event.what.split()[1]), None)
+        if position in killed and any(worker == event.worker for worker, _ in asking):
             for batch, kills_of in list(waiting.items()):
                 waiting[batch] = [(at, worker) for at, worker in kills_of if event.at < at + lease_s - 1]
         for batch in killed.get(position, ()):

@@ -12,7 +12,7 @@ from tests import receiver
 from tests.chaos.conftest import KILLS
 from tests.chaos.fleet import ChaosFleet
 from tests.chaos.invariant import check, check_recovery
-from tests.chaos.journal import DRAINING, POINTS
+from tests.chaos.journal import DRAINING, GIVING_BACK, POINTS
 from tests.waiting import wait_until
 
 ROUNDS = max(1, KILLS // 100)
@@ -31,6 +31,7 @@ def busy(fleet: ChaosFleet, hook: receiver.Receiver) -> ChaosFleet:
     origin = hook.url.removesuffix("/hook")
     fleet.environment |= {"EMBEDFLEET_WEBHOOK_ORIGINS": origin, "EMBEDFLEET_WEBHOOK_NETWORKS": "127.0.0.1"}
     fleet.environment |= {"EMBEDFLEET_WEBHOOK_SECRET": "whsec_" + "A" * 40}
+    fleet.environment["EMBEDFLEET_GRACE_S"] = "0.2"  # less than what is under way takes
     fleet.keep(3)
     return fleet
 
@@ -53,13 +54,14 @@ def test_kills_while_draining(busy: ChaosFleet) -> None:
     """Told to stop, and killed at once or some moments later, as when the time of a spot instance is over."""
     chance = random.Random(4)
     job = busy.submit(TEXTS.items())
-    for turn in range(2 * ROUNDS):
+    for turn in range(3 * ROUNDS):
         busy.ready(2)
-        if turn % 2:
-            (busy.folder / f"kill at {DRAINING}").touch()
-            chance.choice(busy.consuming()).signal(signal.SIGTERM)
+        worker = chance.choice(busy.consuming())
+        if turn % 3:
+            (busy.folder / f"kill at {(DRAINING, GIVING_BACK)[turn % 2]}").touch()
+            worker.signal(signal.SIGTERM)
+            wait_until(lambda worker=worker: not worker.alive, "its end")
         else:
-            worker = chance.choice(busy.consuming())
             worker.signal(signal.SIGTERM)
             time.sleep(chance.uniform(0, 0.5))
             busy.kill(worker)

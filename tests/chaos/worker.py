@@ -18,20 +18,32 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import redis.connection
-from celery.signals import worker_shutting_down
 from kombu.message import Message
 from kombu.transport import virtual
+from redis.connection import AbstractConnection
 
 from embedfleet.jobfolder import JobFolder
 from embedfleet.redis import RedisBroker
 from embedfleet.sqs import SqsBroker
+from embedfleet_worker import app
 from embedfleet_worker.engine import synthetic
-from tests.chaos.journal import SWEEPING, Batch, Journal
+from embedfleet_worker.lifecycle.drain import Drain
+from embedfleet_worker.transport import channel
+from embedfleet_worker.transport.holding import Holding
+from embedfleet_worker.transport.redis import RedisLeases
+from embedfleet_worker.transport.sqs import SqsLeases
+from tests.chaos.journal import DRAINING, GIVING_BACK, SWEEPING, Batch, Journal
 
 _folder = Path(os.environ["CHAOS_FOLDER"])
 _name = os.environ["CHAOS_WORKER"]
 _journal = Journal(_folder / "journal")
+_SCRIPTS = {"poll": "lease", "leases": "settlement", "heartbeat": "sweep"}
+"""By thread, what its scripts do on Redis."""
+_OPERATIONS = {
+    "receive_message": "lease",
+    "delete_message_batch": "settlement",
+    "change_message_visibility_batch": "sweep",  # renewing, which is all of a sweep that is left to a worker
+}
 _held: dict[object, Batch | None] = {}
 
 
@@ -66,7 +78,7 @@ def around(owner: Any, name: str, before: str, after: str, about: Callable[..., 
 
 
 def _hook_leases() -> None:
-    deliver, send, call = virtual.Transport._deliver, redis.connection.AbstractConnection.send_packed_command, SqsBroker.call
+    deliver, send = virtual.Transport._deliver, AbstractConnection.send_packed_command
 
     def delivered(self: Any, message: dict[str, Any], queue: str) -> Any:
         about = _batch_of(message)
@@ -76,25 +88,35 @@ def _hook_leases() -> None:
 
     def sent(self: Any, command: Any, **kwargs: Any) -> Any:
         first = command if isinstance(command, bytes) else b"".join(command)
-        if b"EVAL" not in first[:24]:
+        step = next((step for name, step in _SCRIPTS.items() if threading.current_thread().name.startswith(name)), "")
+        if not step or b"EVAL" not in first[:24]:
             return send(self, command, **kwargs)
-        reach("before a lease")
+        reach(f"before a {step}")
         result = send(self, command, **kwargs)
-        reach("lease asked")
+        reach(f"{step} asked")  # the server has done it, and nobody has read its answer
         return result
+
+    virtual.Transport._deliver, AbstractConnection.send_packed_command = delivered, sent
+    call = SqsBroker.call
 
     def called(self: Any, operation: str, *args: Any, **kwargs: Any) -> Any:
-        if operation != "receive_message":
-            return call(self, operation, *args, **kwargs)
-        reach("before a lease")
-        _journal.write(_name, "asking")
+        step = _OPERATIONS.get(operation, operation)
+        reach(f"before a {step}")
         result = call(self, operation, *args, **kwargs)
-        reach("lease asked")
-        _journal.write(_name, "answered")
+        reach(f"{step} asked")
         return result
 
-    virtual.Transport._deliver, SqsBroker.call = delivered, called
-    redis.connection.AbstractConnection.send_packed_command = sent
+    SqsBroker.call = called  # type: ignore[method-assign]
+    for leases in (RedisLeases, SqsLeases):
+        take = leases.take
+
+        def taking(self: Any, queue: str, room: int, take: Any = take) -> Any:
+            _journal.write(_name, f"asking {queue}")
+            found = take(self, queue, room)
+            _journal.write(_name, f"answered {queue}")
+            return found
+
+        leases.take = taking  # type: ignore[method-assign]
 
 
 def _batch_of(message: dict[str, Any]) -> Batch | None:
@@ -188,10 +210,16 @@ _ACTS: dict[str, Callable[[], object]] = {
 
 def _use_stock_transport() -> None:
     """kombu's own, which pops first and leases later: the suite has to see that it loses messages."""
-    from embedfleet_worker.transport import redis as ours
+    channel.URL = os.environ["EMBEDFLEET_BROKER_URL"]
+    build = app.build
 
-    quick = {"unacked_restore_interval": 1, "unacked_restore_throttle": 1, "unacked_mutex_expire": 5}
-    ours.install = lambda broker, *_, **__: {"visibility_timeout": broker.settings.lease_s, **quick}
+    def stock(*args: Any, **kwargs: Any) -> Any:
+        celery = build(*args, **kwargs)
+        quick = {"unacked_restore_interval": 1, "unacked_restore_throttle": 1, "unacked_mutex_expire": 5}
+        celery.conf.broker_transport_options = {"visibility_timeout": 2, **quick}
+        return celery
+
+    app.build = stock
 
 
 if __name__ == "__main__":
@@ -201,6 +229,7 @@ if __name__ == "__main__":
     _hook_engine()
     if "CHAOS_STOCK" in os.environ:
         _use_stock_transport()
-    worker_shutting_down.connect(lambda **_: reach("draining"), weak=False)
+    around(Drain, "begin", "", DRAINING)
+    around(Holding, "close", GIVING_BACK, "")
     _journal.write(_name, "begun")
     runpy.run_module("embedfleet_worker", run_name="__main__", alter_sys=True)
