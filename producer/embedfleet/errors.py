@@ -5,6 +5,8 @@
     │   ├── BrokerUnavailable
     │   ├── StoreUnavailable
     │   ├── EngineUnavailable
+    │   ├── EngineFailed          at these texts; the engine goes on
+    │   ├── DeadlineExceeded
     │   └── DestinationUnavailable
     ├── Permanent                 the same call will fail again
     │   ├── ConfigurationError    a setting of this fleet
@@ -46,6 +48,14 @@ class StoreUnavailable(Retryable):
 
 class EngineUnavailable(Retryable):
     """The engine stopped; another worker can do the work."""
+
+
+class EngineFailed(Retryable):
+    """The engine failed at what was inside, and goes on."""
+
+
+class DeadlineExceeded(Retryable):
+    """The batch took the engine too long and was aborted."""
 
 
 class DestinationUnavailable(Retryable):

@@ -21,6 +21,9 @@ def job_id_of(key: str) -> str:
     return "j-" + hashlib.sha256(f"embedfleet job\0{key}".encode("utf-8", "surrogatepass")).hexdigest()[:20]
 
 
+_ENDED = "-ended"
+
+
 class JobFolder:
     """``<store>/<job>/``. A part, once there, is the outcome of its batch for good."""
 
@@ -86,6 +89,22 @@ class JobFolder:
     def has_part(self, batch: int) -> bool:
         """Whether a batch is committed."""
         return self.store.exists(self.part_path(batch))
+
+    def starts(self, batch: int) -> int:
+        """How often a batch was begun alone of which no end is known."""
+        names = self.store.paths(self.path(f"starts/{batch:08d}"))
+        return len(names) - 2 * sum(name.endswith(_ENDED) for name in names)
+
+    def begin_start(self, batch: int) -> str:
+        """Note that a batch is begun alone; what to end it by."""
+        number = len(self.store.paths(self.path(f"starts/{batch:08d}")))
+        while not self.write_once(name := f"starts/{batch:08d}/{number:04d}", ""):
+            number += 1
+        return name
+
+    def end_start(self, name: str) -> None:
+        """Note that what was begun did not end its worker."""
+        self.write_once(f"{name}{_ENDED}", "")
 
     def inputs(self) -> list[int]:
         """Numbers of the batches whose input is there."""

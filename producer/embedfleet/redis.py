@@ -38,40 +38,40 @@ class RedisBroker(Broker):
 
     def check(self, *queues: str) -> None:  # noqa: ARG002 - a list is there when something is in it
         """Ask for a sign of life."""
-        self._call(self.redis.ping)
+        self.call(self.redis.ping)
 
     def clock(self) -> float:
         """The broker's Unix time in s, the one clock that all agree on."""
-        seconds, micros = self._call(self.redis.time)
+        seconds, micros = self.call(self.redis.time)
         return float(seconds) + float(micros) / 1e6
 
     def depth(self, queue: str) -> int:
         """Messages waiting in a queue."""
-        return int(self._call(self.redis.llen, queue))
+        return int(self.call(self.redis.llen, queue))
 
     def is_idle(self, queue: str) -> bool:
         """Nothing waits in it, and no lease is of it: each says its queue at its end."""
         if self.depth(queue):
             return False
-        return not any(lease.endswith(f'"{queue}"]'.encode()) for lease in self._call(self.redis.hvals, "unacked"))
+        return not any(lease.endswith(f'"{queue}"]'.encode()) for lease in self.call(self.redis.hvals, "unacked"))
 
     def publish_all(self, messages: Sequence[Message], queue: str) -> None:
         """In one request, where the consumers take from the other end."""
         if messages:
-            PUBLISH_POLICY(lambda: self._call(self.redis.lpush, queue, *(wrap(message, queue) for message in messages)))
+            PUBLISH_POLICY(lambda: self.call(self.redis.lpush, queue, *(wrap(message, queue) for message in messages)))
 
     def reply(self, key: str, payload: bytes) -> None:
         """Put an answer where its caller waits for it; it is forgotten after ten minutes."""
         pipe = self.redis.pipeline()
         pipe.rpush(key, payload)
         pipe.expire(key, _REPLY_TTL_S)
-        self._call(pipe.execute)
+        self.call(pipe.execute)
 
     def await_reply(self, key: str, timeout_s: float, abandoned: Event | None = None) -> bytes:
         """The answer put under ``key``. Raises WaitTimeout."""
         end = time.monotonic() + timeout_s
         while (left := end - time.monotonic()) > 0 and not (abandoned and abandoned.is_set()):
-            found = self._call(self.redis.blpop, [key], max(min(left, _BLOCK_S), 0.01))
+            found = self.call(self.redis.blpop, [key], max(min(left, _BLOCK_S), 0.01))
             if found:
                 return bytes(found[1])
         raise WaitTimeout(f"no answer within {timeout_s:g} s. Is a worker for this model running?")
@@ -82,27 +82,27 @@ class RedisBroker(Broker):
         pipe = self.redis.pipeline(transaction=False)
         pipe.zremrangebyscore(f"{queue}-workers", "-inf", now).zadd(f"{queue}-workers", {worker: now + ttl_s})
         pipe.expire(f"{queue}-workers", _FORGET_S)
-        self._call(pipe.execute)
+        self.call(pipe.execute)
 
     def withdraw(self, queue: str, worker: str) -> None:
         """Take back what :meth:`announce` said."""
-        self._call(self.redis.zrem, f"{queue}-workers", worker)
+        self.call(self.redis.zrem, f"{queue}-workers", worker)
 
     def workers(self, queue: str) -> list[str]:
         """Names of the workers that lately said they consume a queue."""
-        names = self._call(self.redis.zrangebyscore, f"{queue}-workers", self.clock(), "+inf")
+        names = self.call(self.redis.zrangebyscore, f"{queue}-workers", self.clock(), "+inf")
         return sorted(name.decode() for name in names)
 
     def dead_letter(self, message: object, reason: str) -> None:
         """Keep a message that nobody can do, with the reason, in ``{prefix}-dead``."""
         letter = json.dumps({"message": message, "reason": reason, "at": time.time()})
-        self._call(self.redis.lpush, self.dead_queue, letter)
+        self.call(self.redis.lpush, self.dead_queue, letter)
 
     def close(self) -> None:
         """Close the connections."""
         self.redis.close()
 
-    def _call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return operation(*args, **kwargs)
         except (RedisError, OSError) as exc:

@@ -71,6 +71,9 @@ class FleetSettings(BaseSettings):
     lease_s: float = Field(
         default=30, ge=1, le=43_200, description="Seconds until a dead worker's batches go to another."
     )
+    grace_s: float = Field(
+        default=25, ge=0, le=3600, description="Seconds in which a worker that is told to stop finishes what it began."
+    )
     queues: Annotated[tuple[Lane, ...], NoDecode] = Field(
         LANES,
         min_length=1,

@@ -18,7 +18,7 @@ from embedfleet.settings import FleetSettings
 from embedfleet.store import check_allowed, open_store
 from embedfleet_worker import logs, telemetry
 from embedfleet_worker.destinations.base import Destination, Parcel
-from embedfleet_worker.settling import STORE_POLICY, GiveBack, log_defect, settle
+from embedfleet_worker.settling import STORE_POLICY, GiveBack, Turns, log_defect, settle
 from embedfleet_worker.telemetry import Metrics
 
 log = logging.getLogger(__name__)
@@ -40,9 +40,10 @@ class Deliveries:
         self._under_way: Counter[str] = Counter()
         self._slow: set[str] = set()
         self._turns = threading.Condition()
+        self._once = Turns()
         self._lock = threading.Lock()
 
-    def deliver(self, message: object) -> None:
+    def deliver(self, message: object, times: int = 1) -> None:  # noqa: ARG002 - it is counted by the clock
         """One delivery: a receipt when this returns, or a dead letter. Raises GiveBack only."""
         with self._metrics.batch("deliver"), logs.about():
             settle(self._broker, self._deliver, message, message)
@@ -56,11 +57,12 @@ class Deliveries:
         delivery = Delivery.parse(message, "message")
         logs.bind(job=delivery.job, batch=delivery.batch, destination=delivery.destination)
         folder = JobFolder(open_store(check_allowed(delivery.to, self._settings.stores)), delivery.job)
-        if _is_confirmed(folder, delivery):
-            return
-        target = folder.destination(delivery.destination)
-        with self._turn(delivery.destination):
-            self._try(folder, delivery, target)
+        with self._once.turn(delivery.dumps()):
+            if _is_confirmed(folder, delivery):
+                return
+            target = folder.destination(delivery.destination)
+            with self._turn(delivery.destination):
+                self._try(folder, delivery, target)
 
     @contextmanager
     def _turn(self, destination: str) -> Iterator[None]:

@@ -5,7 +5,9 @@ acknowledges, ``GiveBack`` puts the message back, everything else has become a d
 """
 
 import logging
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_exponential_jitter
 
@@ -25,11 +27,39 @@ STORE_POLICY = Retrying(
 
 
 class GiveBack(Exception):
-    """The message is to go back to the queue: another try, here or elsewhere, may succeed. ``delay_s``: not before."""
+    """The message is to go back to the queue: another try, here or elsewhere, may succeed. ``delay_s``: not before.
 
-    def __init__(self, message: str, delay_s: float | None = None) -> None:
+    ``outage``: what other messages of its lane need too is down, so that no more of them is taken for a while.
+    """
+
+    def __init__(self, message: str, delay_s: float | None = None, *, outage: bool = False) -> None:
         super().__init__(message)
         self.delay_s = delay_s
+        self.outage = outage
+
+
+class Turns:
+    """The same work is done once at a time in a process: after an outage its message may come while it still runs.
+
+    The second finds what the first did.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._running: set[str] = set()
+
+    @contextmanager
+    def turn(self, name: str) -> Iterator[None]:
+        """Inside, nothing else of this name runs."""
+        with self._changed:
+            self._changed.wait_for(lambda: name not in self._running)
+            self._running.add(name)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running.discard(name)
+                self._changed.notify_all()
 
 
 def settle(broker: Broker, work: Callable[[object], None], message: object, letter: object) -> None:
@@ -40,18 +70,18 @@ def settle(broker: Broker, work: Callable[[object], None], message: object, lett
         raise
     except Retryable as exc:
         log.warning("given back: %s", exc)
-        raise GiveBack(str(exc)) from None
+        raise GiveBack(str(exc), outage=isinstance(exc, StoreUnavailable | BrokerUnavailable)) from None
     except Permanent as exc:
-        _dead_letter(broker, letter, str(exc))
+        dead_letter(broker, letter, str(exc))
     except Exception as exc:
         log_defect("task", exc)
-        _dead_letter(broker, letter, f"a defect of the worker ({type(exc).__name__}); see its log")
+        dead_letter(broker, letter, f"a defect of the worker ({type(exc).__name__}); see its log")
 
 
-def refuse(broker: Broker, message: object) -> None:
+def refuse(broker: Broker, message: object, times: int = 1) -> None:  # noqa: ARG001 - that of every work
     """For work that this worker has no engine for: a dead letter, without what may be texts."""
     known = {name: message.get(name) for name in ("to", "job", "batch")} if isinstance(message, dict) else None
-    _dead_letter(broker, known, "this worker only delivers (EMBEDFLEET_QUEUES), and its queue held other work")
+    dead_letter(broker, known, "this worker only delivers (EMBEDFLEET_QUEUES), and its queue held other work")
 
 
 def log_defect(what: str, exc: Exception) -> None:
@@ -60,10 +90,11 @@ def log_defect(what: str, exc: Exception) -> None:
     log.error("%s failed: %s", what, type(exc).__name__, extra=found)
 
 
-def _dead_letter(broker: Broker, message: object, reason: str) -> None:
+def dead_letter(broker: Broker, message: object, reason: str) -> None:
+    """Keep it for a person. Raises GiveBack."""
     log.error("dead letter: %s", reason)
     try:
         broker.dead_letter(message, reason)
         telemetry.ended(telemetry.DEAD_LETTER)
     except (BrokerUnavailable, Permanent) as exc:
-        raise GiveBack(str(exc)) from None
+        raise GiveBack(str(exc), outage=True) from None

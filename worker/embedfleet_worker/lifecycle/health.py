@@ -7,13 +7,13 @@ import socketserver
 import sys
 import threading
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from errno import EACCES, EADDRINUSE
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, ClassVar
+from typing import Any
 
-from celery import bootsteps
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from embedfleet.errors import ConfigurationError
@@ -35,6 +35,8 @@ class Health:
         self.engine_dead = threading.Event()
         """The engine's own, once it is loaded."""
         self.consuming = False
+        self.failing: Callable[[], bool] = lambda: False
+        """Whether the broker gives no messages."""
         self.stopping = False
 
     def not_live(self) -> str | None:
@@ -45,23 +47,9 @@ class Health:
         """Why it takes no messages; None when it does."""
         if self.stopping:
             return "stopping: what is begun is finished"
-        return self.not_live() or (None if self.consuming else self.doing)
-
-
-class Readiness(bootsteps.StartStopStep):  # type: ignore[misc]
-    """A consumer step: ready from each connection to the broker until it is lost."""
-
-    requires: ClassVar = ("embedfleet_worker.lifecycle.heartbeat:Heartbeat",)
-    health: ClassVar[Health]
-
-    def start(self, consumer: Any) -> None:  # noqa: ARG002 - Celery's interface
-        """Connected; the loop that takes messages is next."""
-        self.health.consuming = True
-
-    def stop(self, consumer: Any) -> None:  # noqa: ARG002 - Celery's interface
-        """Stopping, or the connection was lost."""
-        self.health.doing = "the broker was lost; connecting again"
-        self.health.consuming = False
+        if not self.consuming:
+            return self.not_live() or self.doing
+        return self.not_live() or ("the broker was lost; trying again" if self.failing() else None)
 
 
 class Server(ThreadingHTTPServer):

@@ -1,0 +1,64 @@
+"""Going down: stop taking, finish what fits in the grace time, give the rest back, end the process. Not who asks.
+
+Celery's own shutdown waits for the last task, however long that takes, and closes the connection first.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from embedfleet_worker.transport.holding import Holding
+
+log = logging.getLogger(__name__)
+
+_TELLING_S = 5.0  # for the broker to be told what is given back; else leases end by themselves
+
+
+class Drain:
+    """Ends the process once; a second request makes it quick. ``before``: called when it begins.
+
+    ``after``: called at the end of one that nothing broke.
+    """
+
+    def __init__(
+        self,
+        holding: Holding,
+        grace_s: float,
+        before: Callable[[], object] = lambda: None,
+        after: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._holding = holding
+        self._grace_s = grace_s
+        self._before = before
+        self._after = after
+        self._lock = threading.Lock()
+        self._begun = False
+        self._hurry = threading.Event()
+
+    def begin(self, reason: str, code: int = 0, grace_s: float | None = None) -> None:
+        """Drain in a thread of its own, and exit with this code. Asked again: without more grace."""
+        with self._lock:
+            if self._begun:
+                self._hurry.set()
+                return
+            self._begun = True
+        grace_s = self._grace_s if grace_s is None else grace_s
+        threading.Thread(target=self._run, args=(reason, code, grace_s), name="drain", daemon=True).start()
+
+    def _run(self, reason: str, code: int, grace_s: float) -> None:
+        try:
+            log.warning("stopping within %g s: %s", grace_s, reason)
+            self._before()
+            self._holding.stop_taking()
+            end = time.monotonic() + grace_s
+            while time.monotonic() < end and not self._hurry.is_set() and not self._holding.wait_until_empty(0.1):
+                pass
+            given_back = self._holding.close(_TELLING_S)
+            if code == 0:
+                self._after()
+            log.warning("stopped: %d messages given back", given_back)
+        finally:
+            logging.shutdown()
+            os._exit(code)  # whatever still runs, or hangs
