@@ -16,7 +16,7 @@ from tests.unit import sqs_queues
 KILLS = int(os.environ.get("CHAOS_KILLS", "0"))
 """In the long run: of all kills together, about. 0: the short one of CI."""
 LEASE_S = 2.0
-BATCHES_PER_S = 20.0
+BATCHES_PER_S = 15.0
 """Of one worker; a batch has ten texts, and six are under way."""
 
 _figures: list[report.Figures] = []

@@ -123,10 +123,9 @@ class ChaosFleet:
             self._kill(worker)
 
     def kill_somebody(self, chance: random.Random) -> None:
-        """kill -9 of a worker that holds a lease, while another one is there to take it over."""
-        wait_until(lambda: len(self.consuming()) >= 2 and self.holding(), "a worker that holds a lease")
-        if candidates := self.holding():
-            self.kill(chance.choice(candidates))
+        """kill -9 of any worker, while another one is there to take over what it holds."""
+        self.ready(2)
+        self.kill(chance.choice(self.consuming()))
 
     def kill_at(self, point: str, timeout_s: float = 60) -> None:
         """Have the next worker that comes to this point kill itself; returns when it has."""
@@ -134,13 +133,8 @@ class ChaosFleet:
         wait_until(lambda: not (self.folder / f"kill at {point}").exists(), f"a worker killed at {point}", timeout_s)
 
     def interrupted(self) -> set[Batch]:
-        """What killed workers held, and nobody has taken since."""
-        events = self.journal.events()
-        return {
-            batch
-            for position, held in kills(events)
-            for batch in held - {event.about for event in events[position:] if event.what == "taken"}
-        }
+        """What killed workers held."""
+        return {batch for _, held in kills(self.journal.events()) for batch in held}
 
     def submit(self, records: Iterable[object], key: str | None = None, **others: Any) -> Job:
         """A job of small batches."""

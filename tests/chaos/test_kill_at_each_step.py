@@ -13,6 +13,7 @@ from tests.chaos.conftest import KILLS
 from tests.chaos.fleet import ChaosFleet
 from tests.chaos.invariant import check, check_recovery
 from tests.chaos.journal import DRAINING, GIVING_BACK, POINTS
+from tests.chaos.producing import LiveProducer
 from tests.waiting import wait_until
 
 ROUNDS = max(1, KILLS // 100)
@@ -38,14 +39,16 @@ def busy(fleet: ChaosFleet, hook: receiver.Receiver) -> ChaosFleet:
 
 def test_kills_at_each_step(busy: ChaosFleet, hook: receiver.Receiver) -> None:
     busy.ready(2)
-    texts = TEXTS | {f"r{n}": f"round {n}" for n in range(1500 * (ROUNDS - 1))}
-    job = busy.submit(texts.items(), deliver_to=[Webhook(url=hook.url)])
-    for _ in range(ROUNDS):
-        for point in POINTS:
+    producer = LiveProducer(busy, deliver_to=[Webhook(url=hook.url)])
+    try:
+        for point in POINTS * ROUNDS:
             busy.ready(2)
             busy.kill_at(point)
-            wait_until(lambda: not busy.interrupted(), "others to take over what was interrupted")
-    check(busy, job, texts.keys(), timeout_s=120 + 10 * ROUNDS)
+            # Not the same batch again and again: it would be taken for the cause.
+            wait_until(lambda: busy.interrupted() <= producer.parts(), "what was interrupted to be done")
+    finally:
+        job = producer.finish()
+    check(busy, job, producer.given, timeout_s=120 + 10 * ROUNDS)
     check_recovery(busy, len(POINTS) * ROUNDS * 9 // 10)
     assert {delivery.confirmed for delivery in job.status().deliveries} == {job.status().batches}
 

@@ -1,0 +1,49 @@
+"""Scenario 9: no worker runs, the broker has lost everything; `embedfleet reconcile --all` has every job completed."""
+
+import os
+import subprocess
+
+import pytest
+
+from embedfleet.redis import RedisBroker
+from embedfleet.sqs import SqsBroker
+from tests.chaos.fleet import ChaosFleet
+from tests.chaos.invariant import check
+from tests.integration.command import EMBEDFLEET
+from tests.waiting import wait_until
+
+JOBS = 4
+
+
+@pytest.mark.timeout(600)
+def test_every_job_completes_after_the_broker_was_emptied(fleet: ChaosFleet) -> None:
+    fleet.keep(2)
+    fleet.ready(2)
+    texts = {number: {f"j{number}-{n}": f"text {n}" for n in range(200)} for number in range(JOBS)}
+    jobs = [fleet.submit(texts[number].items(), key=f"job {number}") for number in range(JOBS - 1)]
+    few = fleet.producer.enqueue(list(texts[JOBS - 1].values())[:20], ids=list(texts[JOBS - 1])[:20])
+    wait_until(lambda: jobs[0].status().batches_done >= 3, "some parts")
+    fleet.keep(0)
+    empty(fleet)
+    done = subprocess.run(
+        [EMBEDFLEET, "reconcile", "--all"],
+        env={**os.environ, **fleet.settings.environment()},
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode in (0, 3), done.stderr.decode()
+    fleet.keep(2)
+    for number, job in enumerate(jobs):
+        check(fleet, job, texts[number])
+    check(fleet, few, list(texts[JOBS - 1])[:20])
+
+
+def empty(fleet: ChaosFleet) -> None:
+    """Have the broker forget every message."""
+    if isinstance(fleet.broker, RedisBroker):
+        fleet.broker.redis.flushall()
+        return
+    assert isinstance(fleet.broker, SqsBroker)
+    for queue in fleet.broker.queues:
+        fleet.broker.call("purge_queue", queue)
