@@ -79,7 +79,10 @@ def put_bucket(endpoint: str) -> None:
 
 
 FAULTS = ("500", "throttled", "expired", "reset", "cut", "empty", "page", "number", "hang")
-"""What :class:`Proxy` can answer instead of SQS. Beside these there are other statuses, ``some`` of a batch: every second entry is refused, and ``twice``."""
+"""What :class:`Proxy` can answer instead of SQS.
+
+Beside these: other statuses; ``some`` of a batch: every second entry is refused; ``twice``: SQS is asked once more.
+"""
 _BODIES: dict[str, tuple[int, bytes]] = {
     "500": (500, b'{"__type": "InternalFailure"}'),
     "throttled": (503, b'{"__type": "com.amazonaws.sqs#ThrottlingException", "message": "slow down"}'),

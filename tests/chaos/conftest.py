@@ -50,7 +50,9 @@ def start_fleet(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Call
     running: list[ChaosFleet] = []
     with ExitStack() as stack:
 
-        def start(broker: str | brokers.Redis, environment: dict[str, str] | None = None, **others: object) -> ChaosFleet:
+        def start(
+            broker: str | brokers.Redis, environment: dict[str, str] | None = None, **others: object
+        ) -> ChaosFleet:
             folder = tmp_path / f"fleet-{len(running)}"
             folder.mkdir()
             given = {
@@ -76,7 +78,9 @@ def start_fleet(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Call
 
 
 @pytest.fixture
-def fleet(kind: str, start_fleet: StartFleet, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ChaosFleet:
+def fleet(
+    kind: str, start_fleet: StartFleet, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> ChaosFleet:
     """A fleet on each of the brokers."""
     if kind == "redis":
         return start_fleet(request.getfixturevalue("redis"))

@@ -17,7 +17,7 @@ from embedfleet.broker import Broker, connect
 from embedfleet.contract import Batching, JobSpec
 from embedfleet.jobfolder import JobFolder
 from embedfleet.settings import FleetSettings
-from tests.chaos.journal import Batch, Journal, held
+from tests.chaos.journal import Batch, Journal
 from tests.chaos.report import Figures, kills
 from tests.waiting import wait_until
 
@@ -114,8 +114,7 @@ class ChaosFleet:
 
     def holding(self) -> list[Worker]:
         """Workers that live and hold a lease."""
-        events = self.journal.events()
-        return [worker for worker in self.workers if worker.alive and held(events[-2000:], worker.name)]
+        return [worker for worker in self.workers if worker.alive and self.journal.held(worker.name)]
 
     def kill(self, worker: Worker) -> None:
         """kill -9."""
@@ -123,9 +122,8 @@ class ChaosFleet:
             self._kill(worker)
 
     def kill_somebody(self, chance: random.Random) -> None:
-        """kill -9 of any worker, while another one is there to take over what it holds."""
-        self.ready(2)
-        self.kill(chance.choice(self.consuming()))
+        """kill -9 of any worker that holds a lease, while another one works that can take it over."""
+        self.kill(chance.choice(wait_until(lambda: len(found := self.holding()) >= 2 and found, "two busy workers")))
 
     def kill_at(self, point: str, timeout_s: float = 60) -> None:
         """Have the next worker that comes to this point kill itself; returns when it has."""

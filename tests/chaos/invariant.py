@@ -1,4 +1,4 @@
-"""What must hold after every fault: each accepted id has exactly one outcome, no good text failed, recovery was quick."""
+"""What must hold after every fault: each accepted id has one outcome, no good text failed, recovery was quick."""
 
 from collections.abc import Collection
 
@@ -8,7 +8,9 @@ from tests.chaos.fleet import ChaosFleet
 from tests.chaos.outcomes import wrong
 
 
-def check(fleet: ChaosFleet, job: Job, accepted: Collection[str], bad: Collection[str] = (), timeout_s: float = 120) -> None:
+def check(
+    fleet: ChaosFleet, job: Job, accepted: Collection[str], bad: Collection[str] = (), timeout_s: float = 120
+) -> None:
     """Wait for a job, and hold it to the promise; what recovery took is held to it too."""
     try:
         job.wait(timeout_s=timeout_s)

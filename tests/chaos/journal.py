@@ -3,8 +3,8 @@
 import json
 import os
 import time
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -58,6 +58,7 @@ class Journal:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         self._read = 0
         self._events: list[Event] = []
+        self._held: defaultdict[str, Counter[Batch]] = defaultdict(Counter)
 
     def write(self, worker: str, what: str, about: Batch | None = None) -> None:
         """Add a line."""
@@ -70,19 +71,18 @@ class Journal:
             file.seek(self._read)
             lines = file.read().split(b"\n")
         for line in lines[:-1]:
-            self._events.append(Event(**json.loads(line)))
+            event = Event(**json.loads(line))
+            self._events.append(event)
+            if event.what in ("leased", "settled"):
+                self._held[event.worker][event.about] += 1 if event.what == "leased" else -1
             self._read += len(line) + 1
         return self._events
+
+    def held(self, worker: str) -> set[Batch]:
+        """What a worker has leased and not settled."""
+        self.events()
+        return {batch for batch, count in self._held[worker].items() if count > 0}
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._file)
-
-
-def held(events: Iterable[Event], worker: str) -> set[Batch]:
-    """What a worker has leased and not settled."""
-    found: Counter[Batch] = Counter()
-    for event in events:
-        if event.worker == worker and event.what in ("leased", "settled"):
-            found[event.about] += 1 if event.what == "leased" else -1
-    return {batch for batch, count in found.items() if count > 0}

@@ -37,7 +37,9 @@ class LiveProducer:
     def _stream(self) -> Iterator[tuple[str, str]]:
         while not self._stop.is_set():
             number = len(self.given)
-            while number % 100 == 0 and self._fleet.broker.depth(self._fleet.bulk) > _DEEP and not self._stop.wait(0.05):
+            while (
+                number % 100 == 0 and self._fleet.broker.depth(self._fleet.bulk) > _DEEP and not self._stop.wait(0.05)
+            ):
                 pass
             self.given.append(f"t{number}")
             yield f"t{number}", f"text {number}"

@@ -5,8 +5,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from tests.chaos.outcomes import Found
 from tests.chaos.journal import Batch, Event
+from tests.chaos.outcomes import Found
 
 SWEEP_S = 1.0
 """Expired leases are looked for so often."""
@@ -109,6 +109,8 @@ def table(figures: Sequence[Figures]) -> list[str]:
     rows = [HEADINGS, *(each.row() for each in figures)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
     return [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
         for row in rows
     ]

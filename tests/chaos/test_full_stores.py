@@ -13,7 +13,7 @@ from tests.chaos.faults import SmallDisk, can_mount
 from tests.chaos.invariant import check
 from tests.waiting import wait_until
 
-FAULT_S = 30.0 if KILLS else 4.0
+FAULT_S = 30.0 if KILLS else 6.0
 TEXTS = {f"t{number}": f"text {number}" for number in range(1500)}
 
 
@@ -35,7 +35,10 @@ def test_full_store(redis: Redis, start_fleet: StartFleet, disk: SmallDisk) -> N
     job = fleet.submit(TEXTS.items())
     wait_until(lambda: job.status().batches_done >= 3, "some parts")
     disk.fill()
+    time.sleep(1)
+    before = job.status().batches_done
     time.sleep(FAULT_S)
+    assert job.status().batches_done == before < len(TEXTS) / 10
     disk.free()
     check(fleet, job, TEXTS)
     assert fleet.exits == []
@@ -48,7 +51,10 @@ def test_read_only_store(redis: Redis, start_fleet: StartFleet, disk: SmallDisk)
     job = fleet.submit(TEXTS.items())
     wait_until(lambda: job.status().batches_done >= 3, "some parts")
     disk.read_only(True)
+    time.sleep(1)
+    before = job.status().batches_done
     time.sleep(FAULT_S)
+    assert job.status().batches_done == before < len(TEXTS) / 10
     disk.read_only(False)
     check(fleet, job, TEXTS)
     assert fleet.exits == []

@@ -3,7 +3,6 @@
 import random
 import time
 
-
 from tests.chaos.conftest import KILLS
 from tests.chaos.fleet import ChaosFleet
 from tests.chaos.invariant import check, check_recovery

@@ -1,15 +1,13 @@
-"""Scenario 2: a worker that stands still. And the proof that this suite can fail: kombu's own transport loses messages."""
+"""Scenario 2: a worker that stands still. And the proof that this suite can fail: kombu's own transport loses."""
 
 import signal
 import time
-
 
 from embedfleet import Job
 from tests.chaos.brokers import Redis
 from tests.chaos.conftest import LEASE_S, StartFleet
 from tests.chaos.fleet import ChaosFleet
 from tests.chaos.invariant import check
-from tests.chaos.journal import held
 from tests.chaos.outcomes import outcomes
 from tests.waiting import wait_until
 
@@ -63,7 +61,7 @@ def test_stopped_for_longer_than_its_lease(fleet: ChaosFleet) -> None:
         wait_until(fleet.holding, "a worker that holds something")
         stopped = fleet.holding()[0]
         stopped.signal(signal.SIGSTOP)
-        had = held(fleet.journal.events(), stopped.name)
+        had = fleet.journal.held(stopped.name)
         time.sleep(LEASE_S + 2)
         stopped.signal(signal.SIGCONT)
         wait_until(lambda had=had: had <= _taken_twice(fleet), "another worker to have taken it over")

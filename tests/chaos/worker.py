@@ -61,7 +61,9 @@ def reach(point: str, about: Batch | None = None) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def around(owner: Any, name: str, before: str, after: str, about: Callable[..., Batch | None] = lambda *_: None) -> None:
+def around(
+    owner: Any, name: str, before: str, after: str, about: Callable[..., Batch | None] = lambda *_: None
+) -> None:
     """Reach these points whenever a function is called and has returned."""
     original = getattr(owner, name)
 
@@ -222,7 +224,14 @@ def _use_stock_transport() -> None:
     app.build = stock
 
 
+def _sleep_under_faketime() -> None:
+    """libfaketime 0.9.10 has clock_nanosleep fail, which Python's sleep is made of."""
+    time.sleep = lambda seconds: threading.Event().wait(seconds) and None
+
+
 if __name__ == "__main__":
+    if "FAKETIME" in os.environ:
+        _sleep_under_faketime()
     _hook_leases()
     _hook_settling()
     _hook_work()
