@@ -105,6 +105,8 @@ class Proxy:
         self.seen: Counter[str] = Counter()
         self.entries: list[tuple[str, int]] = []
         """Operation and number of entries of each batch request that reached SQS."""
+        self.date: str | None = None
+        """What answers say of the time; None: what is right."""
         self.closing = threading.Event()
         self.upstream = urlsplit(upstream).netloc
         handler = type("Handler", (_Handler,), {"proxy": self})
@@ -164,7 +166,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def _answer(self, status: int, body: bytes, says_bytes: int | None = None) -> None:
-        self.send_response(status)
+        self.send_response_only(status)
+        date = self.date_time_string() if self.proxy.date is None else self.proxy.date
+        if date:
+            self.send_header("Date", date)
         self.send_header("Content-Type", "application/x-amz-json-1.0")
         self.send_header("Content-Length", str(len(body) if says_bytes is None else says_bytes))
         self.send_header("Connection", "close")

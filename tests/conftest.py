@@ -19,6 +19,7 @@ from tests.waiting import wait_until
 for _name in [name for name in os.environ if name.startswith("EMBEDFLEET_")]:
     del os.environ[_name]  # the tests' settings are their own
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["AWS_EC2_METADATA_DISABLED"] = "true"  # workers would ask for it
 
 hypothesis.settings.register_profile("embedfleet", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("embedfleet")

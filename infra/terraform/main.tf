@@ -33,6 +33,10 @@ locals {
 
   lanes      = { for digest, lanes in module.names.lanes : digest => values(lanes) }
   publish_to = concat(flatten(values(local.lanes)), [module.names.deliver])
+
+  # Every worker sweeps open jobs, as the scheduled one does where there is no worker.
+  sweep_to         = [for name in concat(local.publish_to, [module.names.dead]) : module.queues.arns[name]]
+  sweep_statements = concat(module.store.read_write_statements, module.store.sweep_statements)
 }
 
 module "names" {
@@ -117,11 +121,11 @@ module "fleet" {
   secrets              = var.secrets
   secrets_kms_key_arns = var.secrets_kms_key_arns
 
-  work_queue_arns = [for name in concat(local.lanes[each.key], [module.names.deliver]) : module.queues.arns[name]]
-  send_queue_arns = [for name in [module.names.deliver, module.names.dead] : module.queues.arns[name]]
+  work_queue_arns = [for name in concat(local.lanes[each.key], [module.names.deliver, module.names.dead]) : module.queues.arns[name]]
+  send_queue_arns = local.sweep_to
   # Every worker delivers; one group that wakes for it is enough.
   backlog_queues   = concat(local.lanes[each.key], each.key == local.first ? [module.names.deliver] : [])
-  store_statements = module.store.read_write_statements
+  store_statements = local.sweep_statements
 
   subnet_ids           = var.subnet_ids
   security_group_id    = aws_security_group.worker.id
@@ -147,11 +151,12 @@ module "reconcile" {
   environment = merge(local.shared[local.first], {
     for name, value in var.worker_settings : name => value if startswith(name, "EMBEDFLEET_WEBHOOK_")
   })
-  secrets              = { for name, arn in var.secrets : name => arn if startswith(name, "EMBEDFLEET_WEBHOOK_") }
+  # What it publishes again is signed as what producers publish.
+  secrets              = { for name, arn in var.secrets : name => arn if startswith(name, "EMBEDFLEET_WEBHOOK_") || name == "EMBEDFLEET_SIGNING_KEY" }
   secrets_kms_key_arns = var.secrets_kms_key_arns
-  queue_arns           = [for name in local.publish_to : module.queues.arns[name]]
-  store_statements     = module.store.read_write_statements
-  open_arn             = module.store.open_arn
+  queue_arns           = local.sweep_to
+  dead_queue_arn       = module.queues.arns[module.names.dead]
+  store_statements     = local.sweep_statements
   subnet_ids           = var.subnet_ids
   security_group_id    = aws_security_group.worker.id
   assign_public_ip     = var.assign_public_ip

@@ -277,9 +277,9 @@ variable "secrets" {
 
   validation {
     condition = alltrue([for name in keys(var.secrets) : contains([
-      "EMBEDFLEET_WEBHOOK_SECRET", "EMBEDFLEET_PGVECTOR_URL", "EMBEDFLEET_CACHE_URL", "EMBEDFLEET_CACHE_SALT",
+      "EMBEDFLEET_WEBHOOK_SECRET", "EMBEDFLEET_PGVECTOR_URL", "EMBEDFLEET_CACHE_URL", "EMBEDFLEET_CACHE_SALT", "EMBEDFLEET_SIGNING_KEY",
     ], name)])
-    error_message = "secrets: only EMBEDFLEET_WEBHOOK_SECRET, _PGVECTOR_URL, _CACHE_URL and _CACHE_SALT."
+    error_message = "secrets: only EMBEDFLEET_WEBHOOK_SECRET, _PGVECTOR_URL, _CACHE_URL, _CACHE_SALT and _SIGNING_KEY."
   }
 
   validation {

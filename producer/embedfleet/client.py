@@ -143,7 +143,7 @@ class Fleet:
         """The part that a worker makes for :meth:`embed`. Given up within 2 s once its caller sets ``abandoned``."""
         resolved = models.resolve(settings or EmbedSettings(), self.settings.model)
         check_embed(texts)
-        key = f"{self.settings.queue_prefix}-reply-{uuid.uuid4().hex}"
+        key = self.broker.reply_key()
         expires_at = self.broker.clock() + timeout_s
         request = Request(reply_to=key, settings=resolved, texts=list(texts), expires_at=expires_at)
         self.broker.publish(request, self._queue(resolved, "interactive"))

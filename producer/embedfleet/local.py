@@ -24,7 +24,8 @@ from embedfleet.settings import LANES, FleetSettings, Lane
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 _EXIT_CONFIGURATION = 2  # of the worker
-_STOP_S = 15.0
+_GRACE_S = 10.0  # whoever presses Ctrl-C waits for it
+_STOP_S = 20.0
 _LEVELS = ("WARNING", "ERROR")
 _MAX_DEATHS = 5  # without progress, within ten minutes: then it is not bad luck
 _DEATHS_WINDOW_S = 600.0
@@ -52,6 +53,7 @@ class LocalFleet:
                 "broker_url": SecretStr(f"redis+socket://{self._folder / 'redis.sock'}"),
                 "queues": queues,
                 "allowed_stores": tuple(dict.fromkeys((*settings.allowed_stores, *stores))),
+                "grace_s": min(settings.grace_s, _GRACE_S),
                 "health_port": 0,  # several may run at once, and nobody asks
             }
         )

@@ -9,8 +9,8 @@ def mask_url(url: str) -> str:
     >>> mask_url("redis://me:secret@host:6379/0?password=secret")
     'redis://me:***@host:6379/0?password=***'
     """
-    authority = re.sub(r"(?<=://)([^:/@]*):((?:(?!\w://).)*)@", r"\1:***@", url)
-    return re.sub(r"([?&]password=)[^&]*", r"\1***", authority)
+    query = re.sub(r"([?&]\w*password=)[^&]*", r"\1***", url)  # first: an @ in it would look like the authority's end
+    return re.sub(r"(?<=://)([^:/@]*):((?:(?!\w://).)*)@", r"\1:***@", query)
 
 
 def mask(value: str) -> str:

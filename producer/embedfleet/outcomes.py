@@ -67,6 +67,13 @@ def error_counts(chain: Sequence[JobFolder]) -> Counter[str]:
     return counts
 
 
+def is_dead(folder: JobFolder, number: int) -> bool:
+    """Whether a batch ended without being done: its part says so of its texts."""
+    if not folder.has_part(number) or not folder.part_info(number).totals.errors:
+        return False
+    return any(row["error"] == "dead_letter" for row in _part_rows(folder, number, ["error"]))
+
+
 def failed(folder: JobFolder, *, may_overflow: bool) -> Iterator[Record]:
     """The records of a job that failed and could do better in a second try, in order."""
     for number in folder.parts():

@@ -1,30 +1,30 @@
 """Redis as broker: publishing, replies, who is there. Leases are the worker's (its transport/redis.py)."""
 
-import json
 import re
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from threading import Event
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
-import redis
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, ReadOnlyError, RedisError
 
 from embedfleet.broker import CONNECT_TIMEOUT_S, PUBLISH_POLICY, Broker, masked_reason
 from embedfleet.envelope import Message, wrap
 from embedfleet.errors import BrokerUnavailable, ConfigurationError, WaitTimeout
-from embedfleet.masking import mask, mask_url
+from embedfleet.letters import MAX_LETTERS, Letter, Listing, digest, listing
+from embedfleet.masking import mask_url
+from embedfleet.redisclient import check_redis_url, client_of
 from embedfleet.settings import FleetSettings
 
 _REPLY_TTL_S = 600
 _FORGET_S = 24 * 3600  # longer than any lease: a queue that nobody consumes any more leaves nothing behind
 _MAX_CONNECTIONS = 10_000  # one for each thread that waits for an answer; the driver's 100 would fail the next
+_OLDEST = (6, 2)  # has BLMOVE, with which workers wait
 _BLOCK_S = 2.0  # one blocking look for a reply; short, so that Ctrl-C and an abandoned call are heard
 
-# By scheme, what Celery and redis-py both understand behind the question mark.
-_TLS_OPTIONS = ("ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname")
-_URL_OPTIONS: dict[str, tuple[str, ...]] = {"redis": (), "rediss": _TLS_OPTIONS, "redis+socket": ("virtual_host",)}
+_OLD_QUARANTINE = "unacked-quarantine"  # of all fleets on a database, before there were letters
+_PAGE = 200  # letters in one answer: each may have 88 KB
 
 
 class RedisBroker(Broker):
@@ -34,11 +34,14 @@ class RedisBroker(Broker):
         check_redis_url(url, "broker")
         super().__init__(settings, url)
         timeouts = {"socket_connect_timeout": CONNECT_TIMEOUT_S, "socket_timeout": CONNECT_TIMEOUT_S + _BLOCK_S}
-        self.redis: Any = redis.Redis.from_url(redis_url(self.url), max_connections=_MAX_CONNECTIONS, **timeouts)
+        self.redis: Any = client_of(self.url, max_connections=_MAX_CONNECTIONS, **timeouts)
 
     def check(self, *queues: str) -> None:  # noqa: ARG002 - a list is there when something is in it
-        """Ask for a sign of life."""
+        """Ask for a sign of life, and whether the server can be a broker: ConfigurationError when it can't."""
         self.call(self.redis.ping)
+        unfit = _unfit(self.call(self._info, "server"), self.call(self._info, "memory"))
+        if unfit is not None:
+            raise ConfigurationError(f"broker {mask_url(self.url)}: {unfit}.")
 
     def clock(self) -> float:
         """The broker's Unix time in s, the one clock that all agree on."""
@@ -55,10 +58,22 @@ class RedisBroker(Broker):
             return False
         return not any(lease.endswith(f'"{queue}"]'.encode()) for lease in self.call(self.redis.hvals, "unacked"))
 
+    def call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
+        """An operation of the driver's. Raises BrokerUnavailable for whatever it raises."""
+        try:
+            return operation(*args, **kwargs)
+        except (RedisError, OSError) as exc:
+            if isinstance(exc, ReadOnlyError):  # a master until now: who tries again gets a new connection
+                self.redis.connection_pool.disconnect(inuse_connections=False)
+            raise BrokerUnavailable(
+                f"broker {mask_url(self.url)}: it can't be reached ({masked_reason(exc)}). "
+                "Check EMBEDFLEET_BROKER_URL and that the server runs."
+            ) from None
+
     def publish_all(self, messages: Sequence[Message], queue: str) -> None:
         """In one request, where the consumers take from the other end."""
         if messages:
-            PUBLISH_POLICY(lambda: self.call(self.redis.lpush, queue, *(wrap(message, queue) for message in messages)))
+            PUBLISH_POLICY(self._publish, messages, queue)
 
     def reply(self, key: str, payload: bytes) -> None:
         """Put an answer where its caller waits for it; it is forgotten after ten minutes."""
@@ -78,7 +93,7 @@ class RedisBroker(Broker):
 
     def announce(self, queue: str, worker: str, ttl_s: float) -> None:
         """Say that a worker consumes a queue, for the next ``ttl_s`` seconds."""
-        now = self.clock()
+        now = self.now()
         pipe = self.redis.pipeline(transaction=False)
         pipe.zremrangebyscore(f"{queue}-workers", "-inf", now).zadd(f"{queue}-workers", {worker: now + ttl_s})
         pipe.expire(f"{queue}-workers", _FORGET_S)
@@ -93,48 +108,68 @@ class RedisBroker(Broker):
         names = self.call(self.redis.zrangebyscore, f"{queue}-workers", self.clock(), "+inf")
         return sorted(name.decode() for name in names)
 
-    def dead_letter(self, message: object, reason: str) -> None:
-        """Keep a message that nobody can do, with the reason, in ``{prefix}-dead``."""
-        letter = json.dumps({"message": message, "reason": reason, "at": time.time()})
-        self.call(self.redis.lpush, self.dead_queue, letter)
+    def dead_letter(self, letter: Letter) -> None:
+        """Keep what nobody can do in ``{prefix}-dead``."""
+        self.call(self.redis.lpush, self.dead_queue, letter.dumps())
+
+    def letters(self, limit: int = MAX_LETTERS) -> Listing:
+        """The dead letters, newest first. They stay."""
+        found = [letter for _, _, letter in self._letters(limit + 1)]
+        return listing(found, limit, complete=True)
+
+    def remove_letters(self, ids: Collection[str]) -> int:
+        """Forget dead letters; how many were there."""
+        there = [(name, stored, letter.id) for name, stored, letter in self._letters() if letter.id in ids]
+        pipe = self.redis.pipeline(transaction=False)
+        for name, stored, _ in there:  # by what they are, not where: workers add to the list meanwhile
+            pipe.lrem(name, 0, stored)
+        self.call(pipe.execute)
+        return len({letter for _, _, letter in there})
+
+    def _letters(self, limit: int | None = None) -> Iterator[tuple[str, bytes, Letter]]:
+        """Each with its list and the form in which it is kept there; of each list the newest."""
+        for name in (self.dead_queue, _OLD_QUARANTINE):
+            for start in range(0, limit or sys.maxsize, _PAGE):
+                page = self.call(self.redis.lrange, name, start, min(start + _PAGE, limit or sys.maxsize) - 1)
+                for stored in page:
+                    if name == _OLD_QUARANTINE:
+                        reason = "no message of ours; an earlier version set it aside"
+                        yield name, stored, Letter.quarantined(stored, reason, "", 0, digest(stored))
+                    else:
+                        yield name, stored, Letter.read(stored)
+                if len(page) < _PAGE:
+                    break
 
     def close(self) -> None:
         """Close the connections."""
         self.redis.close()
 
-    def call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
+    def _publish(self, messages: Sequence[Message], queue: str) -> None:
+        at, key = self.now(), self.settings.signing_key
+        self.call(self.redis.lpush, queue, *(wrap(message, queue, at=at, key=key) for message in messages))
+
+    def _info(self, section: str) -> Mapping[str, object]:
+        """What the server says of itself; nothing where its user may not ask."""
         try:
-            return operation(*args, **kwargs)
-        except (RedisError, OSError) as exc:
-            raise BrokerUnavailable(
-                f"broker {mask_url(self.url)}: it can't be reached ({masked_reason(exc)}). "
-                "Check EMBEDFLEET_BROKER_URL and that the server runs."
-            ) from None
+            found: Mapping[str, object] = self.redis.info(section)
+        except NoPermissionError:
+            return {}
+        return found
 
 
-def redis_url(url: str) -> str:
-    """The URL as redis-py writes it, which has other names for a socket and its database than Celery."""
-    return re.sub(r"^redis\+socket:", "unix:", url).replace("?virtual_host=", "?db=")
-
-
-def check_redis_url(url: str, what: str) -> None:
-    """Raise ConfigurationError, naming ``what``, for what is no Redis URL that Celery and redis-py read alike."""
-    try:
-        parts = urlsplit(url)
-        if parts.scheme not in _URL_OPTIONS:
-            raise ValueError(
-                f"{parts.scheme or 'no scheme'} is not supported; give redis://, rediss:// or redis+socket://"
-            )
-        for option in parse_qs(parts.query, keep_blank_values=True):
-            if option not in _URL_OPTIONS[parts.scheme]:
-                known = ", ".join(_URL_OPTIONS[parts.scheme]) or "none"
-                raise ValueError(f"the option {option!r} is not known; {parts.scheme}:// has {known}")
-        if parts.scheme != "redis+socket" and not re.fullmatch(r"/?\d*", parts.path):
-            raise ValueError("the database behind the host must be a number")
-        parts.port  # noqa: B018 - raises ValueError
-        redis.ConnectionPool.from_url(redis_url(url))
-    except ValueError as exc:
-        raise ConfigurationError(
-            f"{what} {mask(url)}: it is no Redis URL ({mask_url(str(exc))}). It looks like redis://host:6379/0; "
-            "write / in a password as %2F."
-        ) from None
+def _unfit(server: Mapping[str, object], memory: Mapping[str, object]) -> str | None:
+    """Why a server can't be a broker, by what it says of itself, and what to do; None if it can."""
+    version, policy = str(server.get("redis_version", "")), str(memory.get("maxmemory_policy", ""))
+    if server.get("redis_mode") == "cluster":
+        return "it is a cluster, where a queue and its leases may be on two servers. Use one server, or Sentinel"
+    if server.get("redis_mode") == "sentinel":
+        return "it is a Sentinel. Its URL looks like redis+sentinel://host:26379/master"
+    number = re.match(r"(\d+)\.(\d+)", version)
+    if number and (int(number[1]), int(number[2])) < _OLDEST:
+        return f"it is Redis {version}, which lacks BLMOVE. Use 6.2 or later"
+    if policy.startswith("allkeys-"):  # whatever its limit is now: it is set in a hurry, when memory is short
+        return (
+            f"its maxmemory-policy is {policy}, which removes queues when memory is short. Set noeviction, or "
+            "volatile-lru if the vector cache is there too: cache entries expire, queues and leases don't"
+        )
+    return None

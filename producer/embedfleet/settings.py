@@ -27,6 +27,7 @@ from embedfleet.masking import mask
 from embedfleet.models import DEFAULT_MODEL, named
 
 _PREFIX = "EMBEDFLEET_"
+_MIN_KEY = 16  # characters: what is shorter can be guessed from one signed message
 
 Lane = Literal["interactive", "bulk", "deliver"]
 LANES: tuple[Lane, ...] = ("interactive", "bulk", "deliver")
@@ -47,7 +48,8 @@ class FleetSettings(BaseSettings):
     )
 
     broker_url: SecretStr | None = Field(
-        default=None, description="Queue: redis://…, rediss://…, redis+socket://… or sqs://region"
+        default=None,
+        description="Queue: redis://…, rediss://…, redis+socket://…, redis+sentinel://… or sqs://region",
     )
     store: str | None = Field(default=None, description="Folder or s3://bucket/prefix for the job folders.")
     allowed_stores: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -67,6 +69,9 @@ class FleetSettings(BaseSettings):
     cache_salt: SecretStr = Field(default=SecretStr(""), description="Separates the cache entries of tenants.")
     queue_prefix: str = Field(
         default="embedfleet", pattern=r"^[a-z0-9-]{1,18}$", description="First part of queue names."
+    )
+    signing_key: SecretStr | None = Field(
+        default=None, description="Signs messages: 16 characters or more, the same for producers and workers."
     )
     lease_s: float = Field(
         default=30, ge=1, le=43_200, description="Seconds until a dead worker's batches go to another."
@@ -103,6 +108,16 @@ class FleetSettings(BaseSettings):
     def _name(cls, value: str) -> str:
         return named(value)
 
+    @field_validator("signing_key")
+    @classmethod
+    def _key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        key = value.get_secret_value().strip()  # the end of the line that it was read from is no part of it
+        if len(key) < _MIN_KEY:
+            raise ValueError(f"at least {_MIN_KEY} characters are needed, such as those of `openssl rand -hex 32`")
+        return SecretStr(key)
+
     @field_validator("allowed_stores", "queues", "webhook_origins", "webhook_networks", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
@@ -128,6 +143,11 @@ class FleetSettings(BaseSettings):
         return self.allowed_stores or ((self.store,) if self.store else ())
 
     @property
+    def is_local(self) -> bool:
+        """Whether the broker is on this machine and goes with it."""
+        return self.broker_url is not None and self.broker_url.get_secret_value().startswith("redis+socket:")
+
+    @property
     def needs_engine(self) -> bool:
         """Whether a worker with these lanes embeds; one that only delivers does not."""
         return any(lane != "deliver" for lane in self.queues)
@@ -138,7 +158,7 @@ class FleetSettings(BaseSettings):
 
     def shared(self) -> dict[str, str]:
         """The variables on which producers and workers have to agree, secrets in clear."""
-        names = ("broker_url", "store", "model", "revision", "engine", "queue_prefix")
+        names = ("broker_url", "store", "model", "revision", "engine", "queue_prefix", "signing_key")
         return {f"{_PREFIX}{name.upper()}": self.environment().get(f"{_PREFIX}{name.upper()}", "") for name in names}
 
     def masked(self) -> dict[str, object]:

@@ -5,9 +5,9 @@ Credentials, roles, proxies and a stand-in's endpoint are AWS' own variables (AW
 
 import json
 import re
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from threading import Event
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,8 +19,10 @@ from botocore.exceptions import BotoCoreError, ClientError
 from embedfleet.broker import CONNECT_TIMEOUT_S, PUBLISH_POLICY, Broker, masked_reason
 from embedfleet.envelope import Message, wrap
 from embedfleet.errors import BrokerUnavailable, ConfigurationError
+from embedfleet.letters import MAX_LETTERS, Letter, Listing, listing
 from embedfleet.masking import mask_url
 from embedfleet.settings import FleetSettings
+from embedfleet.sqsdead import look
 
 TENS = 10
 """Entries of one batch request at most."""
@@ -28,6 +30,7 @@ MAX_BYTES = 1024 * 1024
 """Of one message, and of all in one request."""
 RETENTION_S = 14 * 24 * 3600  # the most SQS keeps: time for a person to come back from leave
 MAX_RECEIVES = 1000  # the most SQS allows: it counts what is given back too, so only what goes on for ever ends here
+MIN_RECEIVES = 100  # a store that is down for a minute gives a message back a few times: that is no reason for a letter
 _READ_TIMEOUT_S = 5.0  # a lease is renewed meanwhile, and an application waits
 _POLL_TIMEOUT_S = 30.0  # longer than the longest poll, 20 s
 _MISSING = ("AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist")
@@ -91,13 +94,19 @@ class SqsBroker(Broker):
         found = self.call("get_queue_attributes", queue, AttributeNames=names)["Attributes"]
         return all(int(found[name]) == 0 for name in names)
 
-    def dead_letter(self, message: object, reason: str) -> None:
-        """Send it to the dead-letter queue; of one too large for that only the reason is kept."""
-        letter = {"message": message, "reason": reason, "at": time.time()}
-        body = json.dumps(letter)
-        if len(body) > MAX_BYTES:
-            body = json.dumps({**letter, "message": None})
-        self.call("send_message", self.dead_queue, MessageBody=body)
+    def dead_letter(self, letter: Letter) -> None:
+        """Send it to the dead-letter queue."""
+        self.call("send_message", self.dead_queue, MessageBody=letter.dumps())
+
+    def letters(self, limit: int = MAX_LETTERS) -> Listing:
+        """The dead letters, newest first, and what SQS moved there by itself. They stay."""
+        with look(self, limit) as queue:
+            return listing([held.letter for held in queue.found.values()], limit, complete=queue.complete)
+
+    def remove_letters(self, ids: Collection[str]) -> int:
+        """Forget dead letters; how many were there."""
+        with look(self, MAX_LETTERS) as queue:
+            return queue.delete(ids)
 
     def find_or_make(self, queue: str) -> bool:
         """Whether the queue had to be made, or given retention and dead letters. Make the dead-letter queue first."""
@@ -120,9 +129,12 @@ class SqsBroker(Broker):
             return f"{queue} is not there"
         if not _enough("MessageRetentionPeriod", found.get("MessageRetentionPeriod")):
             return f"{queue} keeps messages for less than 14 days"
-        if queue != self.dead_queue and not _enough("RedrivePolicy", found.get("RedrivePolicy")):
+        policy = found.get("RedrivePolicy")
+        if queue == self.dead_queue or _enough("RedrivePolicy", policy):
+            return None
+        if not policy:
             return f"{queue} has no dead-letter queue"
-        return None
+        return f"{queue} makes a dead letter of what was received {_receives(policy)} times, and SQS counts give-backs"
 
     def announce(self, queue: str, worker: str, ttl_s: float) -> None:
         """Nobody can ask."""
@@ -134,7 +146,16 @@ class SqsBroker(Broker):
         """Not known: SQS does not say who receives."""
 
     def clock(self) -> float:
-        """Not needed where nobody waits for an answer."""
+        """From the date of an answer, to the second."""
+        queue = [*self._urls, self.lane("bulk")][0]  # one that this fleet's role may ask for, if one is known
+        headers = self._call("get_queue_url", queue, QueueName=queue)["ResponseMetadata"].get("HTTPHeaders", {})
+        try:
+            return parsedate_to_datetime(headers["date"]).timestamp()
+        except (LookupError, ValueError):
+            raise self._unavailable("its answer has no date") from None
+
+    def reply_key(self) -> str:
+        """Impossible."""
         raise self._no_replies()
 
     def reply(self, key: str, payload: bytes) -> None:  # noqa: ARG002
@@ -157,7 +178,9 @@ class SqsBroker(Broker):
 
     def _send(self, left: list[Message], queue: str) -> None:
         """Send what is left; what was taken is taken off the list, so that trying again sends the rest only."""
-        fitting = _fitting([wrap(message, queue) for message in left])
+        self._queue_url(queue)  # first, so that the clock is asked of a queue that is there
+        at, key = self.now(), self.settings.signing_key
+        fitting = _fitting([wrap(message, queue, at=at, key=key) for message in left])
         done, failed = self.call_batch("send_message_batch", queue, [{"MessageBody": body} for body in fitting])
         left[:] = [message for row, message in enumerate(left) if row not in done]
         if len(done) < len(fitting):
@@ -252,4 +275,11 @@ def _enough(name: str, found: str | None) -> bool:
     """Whether an attribute that is there will do: who made the queue may have wanted another lease, or more letters."""
     if name == "MessageRetentionPeriod":
         return int(found or 0) >= RETENTION_S
+    if name == "RedrivePolicy":
+        return _receives(found) >= MIN_RECEIVES
     return bool(found)
+
+
+def _receives(policy: str | None) -> int:
+    """After how many receives a redrive policy moves a message; 0 without one."""
+    return int(json.loads(policy or "{}").get("maxReceiveCount", 0))

@@ -6,7 +6,7 @@ embedded while they are submitted, and their folders are as a real fleet's.
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from threading import Event
 from typing import Any
 
@@ -17,6 +17,7 @@ from embedfleet.client import Fleet
 from embedfleet.contract import Delivery, EmbedSettings, Receipt, Request
 from embedfleet.envelope import Message
 from embedfleet.jobfolder import JobFolder, now
+from embedfleet.letters import MAX_LETTERS, Letter, Listing
 from embedfleet.records import check_text
 from embedfleet.settings import FleetSettings
 from embedfleet.store import open_store
@@ -106,9 +107,17 @@ class _InMemoryBroker(Broker):
     def withdraw(self, queue: str, worker: str) -> None:
         """Nobody else is there to be told."""
 
-    def dead_letter(self, message: object, reason: str) -> None:  # noqa: ARG002
+    def dead_letter(self, letter: Letter) -> None:
         """Nothing is refused here."""
-        raise AssertionError(reason)
+        raise AssertionError(letter.reason)
+
+    def letters(self, limit: int = MAX_LETTERS) -> Listing:  # noqa: ARG002
+        """None."""
+        return Listing([], complete=True)
+
+    def remove_letters(self, ids: Collection[str]) -> int:  # noqa: ARG002
+        """There are none."""
+        return 0
 
     def reply(self, key: str, payload: bytes) -> None:
         """Keep it for the caller."""

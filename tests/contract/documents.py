@@ -17,6 +17,7 @@ from embedfleet.contract import (
     Totals,
 )
 from embedfleet.destinations import Pgvector, Webhook
+from embedfleet.letters import Letter
 from embedfleet.records import Record
 from embedfleet.tables import InputInfo, Outcome, Outcomes, PartInfo, fingerprint, inline_of
 from embedfleet_worker.engine.base import Identity
@@ -90,6 +91,17 @@ DOCUMENTS: dict[str, Document] = {
         state="confirmed",
         detail="512 rows in docs",
         at="2026-11-20T14:00:00+00:00",
+    ),
+    "letter-v1.json": Letter(
+        id="0123456789ab",
+        at=1_793_612_345.25,
+        queue="embedfleet-deliver",
+        reason="job j-eee670a86fc3eb1ffcd2: there is none in s3://bucket/vectors.",
+        message={"version": 1, "to": "s3://bucket/vectors", "job": JOB, "batch": 7, "destination": "pgvector-a8ab8934"},
+        part=True,
+    ),
+    "quarantined-letter-v1.json": Letter(
+        id="ba9876543210", at=0, queue="", reason="not a message of ours: not JSON (JSONDecodeError)", raw="YQ=="
     ),
     "sealed-v1.json": Sealed(batches=2, texts=700, fingerprint="5" * 64),
     "manifest-v1.json": Manifest(

@@ -1,19 +1,25 @@
 """What is really in Redis: queue names, Celery's envelope around a message, dead letters, replies."""
 
 import base64
+import itertools
 import json
 import re
+import uuid
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
-from embedfleet.broker import Broker, queue_name
+from embedfleet import envelope as module
+from embedfleet.broker import Broker, connect, queue_name
 from embedfleet.contract import TASK_ANSWER, TASK_DELIVER, TASK_EMBED, Batch
 from embedfleet.errors import ConfigurationError
+from embedfleet.letters import Letter
 from embedfleet.models import PROFILES
 from embedfleet.settings import load
+from embedfleet_worker.transport.envelope import read
 from tests.contract.conftest import Golden
-from tests.contract.documents import MESSAGES
+from tests.contract.documents import DOCUMENTS, MESSAGES
 from tests.unit.redis_server import RedisServer
 
 BATCH = MESSAGES["batch-v1.json"]
@@ -49,6 +55,39 @@ def test_a_message_travels_as_the_one_argument_of_its_task(
     args, kwargs, _ = body(envelope)
     assert args == [golden.json(name)]
     assert kwargs == {}
+
+
+SIGNING_KEY = SecretStr("0123456789abcdef")
+
+
+def test_an_envelope_is_written_in_exactly_these_bytes(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = itertools.count(1)
+    monkeypatch.setattr(module.uuid, "uuid4", lambda: uuid.UUID(int=next(numbers)))
+    assert module.wrap(BATCH, "q", at=1_800_000_000.25, key=SIGNING_KEY) == golden.text("envelope-v2.json")
+
+
+@pytest.mark.parametrize(("name", "key"), [("envelope-v1.json", None), ("envelope-v2.json", SIGNING_KEY)])
+def test_an_envelope_of_every_version_is_still_read(golden: Golden, name: str, key: SecretStr | None) -> None:
+    """Version 1 had no time and no signature; plain Celery sends neither."""
+    assert body(read(golden.bytes(name), key))[0] == [golden.json("batch-v1.json")]
+
+
+def test_a_message_says_when_it_was_published_on_the_clock_of_the_broker(
+    broker: Broker, redis_server: RedisServer
+) -> None:
+    begun = broker.clock()
+    broker.publish(BATCH, "q")
+    (envelope,) = envelopes(redis_server)
+    assert begun - 0.001 <= envelope["headers"]["embedfleet_at"] <= broker.clock() + 0.001
+    assert "embedfleet_signature" not in envelope["headers"]
+
+
+def test_a_fleet_with_a_key_signs_what_it_sends(redis_server: RedisServer) -> None:
+    redis_server.client.flushall()
+    signing = connect(load(broker_url=redis_server.url, signing_key=SIGNING_KEY.get_secret_value()))
+    signing.publish(BATCH, "q")
+    signing.close()
+    read(redis_server.client.lindex("q", 0), SIGNING_KEY)  # type: ignore[arg-type]
 
 
 def test_a_message_neither_expires_nor_waits_nor_is_retried_by_celery(
@@ -122,11 +161,11 @@ def allowed_prefix(prefix: str) -> bool:
         return False
 
 
-def test_a_dead_letter_holds_the_message_and_the_reason(broker: Broker, redis_server: RedisServer) -> None:
-    broker.dead_letter({"version": 9}, "no reason in particular")
-    (letter,) = [json.loads(raw) for raw in redis_server.client.lrange("embedfleet-dead", 0, -1)]
-    assert letter.pop("at") == pytest.approx(broker.clock(), abs=60)
-    assert letter == {"message": {"version": 9}, "reason": "no reason in particular"}
+def test_a_dead_letter_is_a_document_in_a_list(broker: Broker, redis_server: RedisServer, golden: Golden) -> None:
+    letter = DOCUMENTS["letter-v1.json"]
+    assert isinstance(letter, Letter)
+    broker.dead_letter(letter)
+    assert redis_server.client.lrange("embedfleet-dead", 0, -1) == [golden.text("letter-v1.json").encode()]
 
 
 def test_a_reply_is_forgotten_after_ten_minutes(broker: Broker, redis_server: RedisServer) -> None:

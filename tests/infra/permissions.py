@@ -10,6 +10,7 @@ DELIVER, DEAD = f"{SQS}:fleet-deliver", f"{SQS}:fleet-dead"
 BUCKET = "arn:aws:s3:::fleet-123456789012-eu-central-1"
 PART = f"{BUCKET}/jobs/j-eee670a86fc3eb1ffcd2/parts/00000000.parquet"
 OPEN = f"{BUCKET}/jobs/open/j-eee670a86fc3eb1ffcd2"
+SLOT = f"{BUCKET}/jobs/janitor/00000000"
 LOGS = f"arn:aws:logs:{ACCOUNT}:log-group"
 REPOSITORY = f"arn:aws:ecr:{ACCOUNT}:repository"
 SECRET = f"arn:aws:secretsmanager:{ACCOUNT}:secret"
@@ -41,25 +42,35 @@ PUBLISH = [
     for action in ("sqs:SendMessage", "sqs:GetQueueUrl", "sqs:GetQueueAttributes")
 ]
 WORK_ACTIONS = ("ReceiveMessage", "DeleteMessage", "ChangeMessageVisibility", "GetQueueUrl", "GetQueueAttributes")
+# Workers sweep too: what was lost is published again, what SQS itself set aside is settled, what is finished is closed.
+SWEEP = [
+    *STORE,
+    *PUBLISH,
+    Row("sqs:SendMessage", f"{SQS}:{QWEN}-interactive"),
+    Row("sqs:SendMessage", f"{SQS}:{QWEN}-bulk"),
+    Row("sqs:GetQueueAttributes", f"{SQS}:{QWEN}-bulk"),
+    Row("sqs:SendMessage", DEAD),
+    *[Row(f"sqs:{action}", DEAD) for action in WORK_ACTIONS],
+    Row("s3:DeleteObject", OPEN),
+    Row("s3:DeleteObject", SLOT),
+]
 
 ALLOWED: dict[str, list[Row]] = {
     "producer": [*STORE, *PUBLISH, Row("sqs:SendMessage", f"{SQS}:{QWEN}-bulk")],
     "worker": [
-        *STORE,
+        *SWEEP,
         *[Row(f"sqs:{action}", queue) for queue in (INTERACTIVE, BULK, DELIVER) for action in WORK_ACTIONS],
-        Row("sqs:SendMessage", DELIVER),
-        Row("sqs:SendMessage", DEAD),
-        Row("sqs:GetQueueUrl", DEAD),
         Row("logs:CreateLogStream", f"{LOGS}:/embedfleet/{MINILM}:log-stream:ip-10-0-0-1"),
         Row("logs:PutLogEvents", f"{LOGS}:/embedfleet/{MINILM}:log-stream:ip-10-0-0-1"),
         Row("ecr:GetAuthorizationToken", "*"),
         Row("ecr:BatchGetImage", f"{REPOSITORY}/embedfleet-worker"),
         Row("ecr:GetDownloadUrlForLayer", f"{REPOSITORY}/embedfleet-worker"),
         Row("secretsmanager:GetSecretValue", f"{SECRET}:embedfleet/webhook-AbCdEf"),
+        Row("secretsmanager:GetSecretValue", f"{SECRET}:embedfleet/signing-AbCdEf"),
         Row("ssm:GetParameter", f"{PARAMETER}/embedfleet/pgvector"),
         Row("kms:Decrypt", f"{KEY}/11111111-2222-3333-4444-555555555555"),
     ],
-    "reconcile": [*STORE, *PUBLISH, Row("s3:DeleteObject", OPEN)],
+    "reconcile": SWEEP,
     "execution": [
         Row("logs:CreateLogStream", f"{LOGS}:/embedfleet/fleet-reconcile:log-stream:reconcile/reconcile/1"),
         Row("logs:PutLogEvents", f"{LOGS}:/embedfleet/fleet-reconcile:log-stream:reconcile/reconcile/1"),
@@ -67,6 +78,7 @@ ALLOWED: dict[str, list[Row]] = {
         Row("ecr:BatchGetImage", f"{REPOSITORY}/embedfleet-cpu"),
         Row("ecr:GetDownloadUrlForLayer", f"{REPOSITORY}/embedfleet-cpu"),
         Row("secretsmanager:GetSecretValue", f"{SECRET}:embedfleet/webhook-AbCdEf"),
+        Row("secretsmanager:GetSecretValue", f"{SECRET}:embedfleet/signing-AbCdEf"),
         Row("kms:Decrypt", f"{KEY}/11111111-2222-3333-4444-555555555555"),
     ],
 }
@@ -82,6 +94,10 @@ OTHER_STORES = [
 NOBODY = [
     *OTHER_STORES,
     Row("s3:DeleteObject", PART),
+    Row("s3:DeleteObject", f"{BUCKET}/jobs/j-eee670a86fc3eb1ffcd2/job.json"),
+    Row("s3:DeleteObject", f"{BUCKET}/jobs/opened/x"),
+    Row("s3:DeleteObject", f"{BUCKET}/open/x"),
+    Row("s3:DeleteObjectVersion", OPEN),
     Row("s3:DeleteBucket", BUCKET),
     Row("s3:PutBucketPolicy", BUCKET),
     Row("s3:PutLifecycleConfiguration", BUCKET),
@@ -95,8 +111,8 @@ NOBODY = [
     Row("sqs:AddPermission", BULK),
     Row("sqs:SendMessage", f"{SQS}:somebody-elses"),
     Row("sqs:ReceiveMessage", f"{SQS}:somebody-elses"),
-    Row("sqs:ReceiveMessage", DEAD),
     Row("sqs:PurgeQueue", DEAD),
+    Row("sqs:SetQueueAttributes", DEAD),
     Row("iam:PassRole", WORKER_ROLE),
     Row("iam:CreateUser", "arn:aws:iam::123456789012:user/me"),
     Row("iam:PutRolePolicy", WORKER_ROLE),
@@ -104,6 +120,10 @@ NOBODY = [
     Row("ec2:RunInstances", f"arn:aws:ec2:{ACCOUNT}:instance/*"),
     Row(
         "autoscaling:SetDesiredCapacity",
+        f"arn:aws:autoscaling:{ACCOUNT}:autoScalingGroup:1:autoScalingGroupName/{MINILM}",
+    ),
+    Row(
+        "autoscaling:CompleteLifecycleAction",
         f"arn:aws:autoscaling:{ACCOUNT}:autoScalingGroup:1:autoScalingGroupName/{MINILM}",
     ),
     Row("secretsmanager:GetSecretValue", f"{SECRET}:somebody-elses-AbCdEf"),
@@ -118,21 +138,21 @@ NOBODY = [
     Row("elasticache:DeleteReplicationGroup", f"arn:aws:elasticache:{ACCOUNT}:replicationgroup:fleet-cache"),
 ]
 RECEIVING = [Row(f"sqs:{action}", queue) for queue in (BULK, DELIVER) for action in WORK_ACTIONS[:3]]
+DEAD_LETTERS = [Row(f"sqs:{action}", DEAD) for action in ("SendMessage", *WORK_ACTIONS[:3])]
+SWEEPING = [*DEAD_LETTERS, Row("s3:DeleteObject", OPEN), Row("s3:DeleteObject", SLOT)]
 DENIED: dict[str, list[Row]] = {
     "producer": [
         *NOBODY,
         *RECEIVING,
-        Row("sqs:SendMessage", DEAD),
-        Row("s3:DeleteObject", OPEN),
+        *SWEEPING,
         Row("secretsmanager:GetSecretValue", f"{SECRET}:embedfleet/webhook-AbCdEf"),
+        Row("secretsmanager:GetSecretValue", f"{SECRET}:embedfleet/signing-AbCdEf"),
         Row("ssm:GetParameter", f"{PARAMETER}/embedfleet/pgvector"),
         Row("logs:PutLogEvents", f"{LOGS}:/embedfleet/{MINILM}:log-stream:x"),
         Row("ecr:BatchGetImage", f"{REPOSITORY}/embedfleet-worker"),
     ],
     "worker": [
         *NOBODY,
-        Row("s3:DeleteObject", OPEN),
-        Row("sqs:DeleteMessage", DEAD),
         # A worker never embeds for another model.
         Row("sqs:ReceiveMessage", f"{SQS}:{QWEN}-bulk"),
         Row("sqs:DeleteMessage", f"{SQS}:{QWEN}-interactive"),
@@ -142,8 +162,14 @@ DENIED: dict[str, list[Row]] = {
     "reconcile": [
         *NOBODY,
         *RECEIVING,
-        Row("sqs:SendMessage", DEAD),
         Row("ssm:GetParameter", f"{PARAMETER}/embedfleet/pgvector"),
     ],
-    "execution": [*NOBODY, *RECEIVING, *STORE, *PUBLISH, Row("ssm:GetParameter", f"{PARAMETER}/embedfleet/pgvector")],
+    "execution": [
+        *NOBODY,
+        *RECEIVING,
+        *SWEEPING,
+        *STORE,
+        *PUBLISH,
+        Row("ssm:GetParameter", f"{PARAMETER}/embedfleet/pgvector"),
+    ],
 }

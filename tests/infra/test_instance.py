@@ -14,8 +14,10 @@ from tests.infra.terraform import SOURCE
 pytestmark = pytest.mark.terraform
 
 PREPARE = SOURCE / "modules" / "fleet" / "files" / "prepare"
+LEAVE = PREPARE.with_name("leave")
 WEBHOOK = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:embedfleet/webhook-AbCdEf"
 PGVECTOR = "arn:aws:ssm:eu-central-1:123456789012:parameter/embedfleet/pgvector"
+SIGNING = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:embedfleet/signing-AbCdEf"
 
 
 @pytest.fixture
@@ -37,6 +39,7 @@ def test_environment_is_the_workers(files: dict[str, str], complete: dict[str, A
 def test_secrets_are_named_not_told(files: dict[str, str]) -> None:
     assert files["/etc/embedfleet/secrets"].splitlines() == [
         f"EMBEDFLEET_PGVECTOR_URL {PGVECTOR}",
+        f"EMBEDFLEET_SIGNING_KEY {SIGNING}",
         f"EMBEDFLEET_WEBHOOK_SECRET {WEBHOOK}",
     ]
 
@@ -48,8 +51,43 @@ def test_systemd_starts_the_container_again(files: dict[str, str]) -> None:
     assert run[-1] == "123456789012.dkr.ecr.eu-central-1.amazonaws.com/embedfleet-worker:0.1.0"
     assert {"--gpus", "--env-file", "--log-driver", "awslogs", "no-new-privileges"} <= set(run)
     assert "--privileged" not in run
-    assert {"Restart=on-failure", "RestartPreventExitStatus=2"} <= set(unit.splitlines())
+    assert " ".join(run).count("--network host") == 1  # the metadata lets nobody ask from further away
+    leave = "ExecStopPost=/usr/local/libexec/embedfleet/leave"
+    assert {"Restart=on-failure", "RestartPreventExitStatus=2", leave} <= set(unit.splitlines())
     assert "$" not in unit  # nothing that Terraform should have filled in
+
+
+def test_what_systemd_calls_is_there(files: dict[str, str]) -> None:
+    unit = files["/etc/systemd/system/embedfleet-worker.service"]
+    called = {word.partition("=")[2] for word in unit.split() if "=/usr/local/libexec/" in word}
+    assert called == {path for path in files if path.startswith("/usr/local/libexec/")}
+    assert files["/usr/local/libexec/embedfleet/leave"] == LEAVE.read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("result", "status", "asked"),
+    [
+        ("success", "0", "systemctl --no-block poweroff\n"),  # told to go, and done
+        ("success", "TERM", ""),
+        ("exit-code", "70", ""),  # systemd starts it again
+        ("exit-code", "75", ""),
+        ("exit-code", "2", ""),  # somebody has to look into its log
+        ("exit-code", "0", ""),  # it was the stopping that failed
+        ("signal", "KILL", ""),
+        ("exit-code", None, ""),  # it was never started: no secret
+    ],
+)
+def test_only_an_instance_whose_worker_is_done_goes(
+    tmp_path: Path, result: str, status: str | None, asked: str
+) -> None:
+    (tmp_path / "systemctl").write_text(f'#!/bin/sh\necho "systemctl $*" >>{tmp_path}/asked\n', "utf-8")
+    (tmp_path / "systemctl").chmod(0o755)
+    (tmp_path / "asked").touch()
+    environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "SERVICE_RESULT": result}
+    if status is not None:
+        environment["EXIT_STATUS"] = status
+    subprocess.run(["bash", str(LEAVE)], env=environment, check=True)
+    assert (tmp_path / "asked").read_text("utf-8") == asked
 
 
 def _prepare(tmp_path: Path, aws: str, registry: str = "") -> subprocess.CompletedProcess[str]:

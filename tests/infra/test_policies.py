@@ -85,7 +85,7 @@ def test_nothing_is_allowed_that_the_table_does_not_name(complete: dict[str, Any
 
 
 # Names that nobody knows beforehand: objects, log streams, tasks of the registry's login.
-WILDCARDS = (r"arn:aws:s3:::[a-z0-9-]+/jobs/(open/)?\*", r"arn:aws:logs:[^*]+:log-stream:\*", r"\*")
+WILDCARDS = (r"arn:aws:s3:::[a-z0-9-]+/jobs/((open|janitor)/)?\*", r"arn:aws:logs:[^*]+:log-stream:\*", r"\*")
 
 
 def test_resources_are_named_whole(complete: dict[str, Any]) -> None:

@@ -80,5 +80,5 @@ def test_a_message_that_is_none_of_ours_leaves_no_text_in_the_log(redis_url: str
     _, log = worker.communicate(timeout=30)
     assert b"a secret text" not in log
     assert b"was set aside: not a message of ours: headers.task: " in log
-    assert broker.redis.llen("unacked-quarantine") == 1
+    assert broker.redis.llen(broker.dead_queue) == 1
     broker.close()

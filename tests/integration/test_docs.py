@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from embedfleet import Fleet
+from embedfleet.contract import Batch
+from embedfleet.letters import Letter
 from tests.integration.command import environment, numbered, start, write_jsonl
 from tests.postgres import running_postgres
 from tests.receiver import receiver
@@ -93,6 +95,8 @@ def test_command(exports: str, command: str, settings: dict[str, str]) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     script = script.replace(".venv/bin/", "").replace("https://app.example/vectors", settings["hook"])
     script = script.replace("deliver JOB", f"deliver {settings['job']}")
+    if " dead " in command:
+        script = script.replace("LETTER", dead_letter(settings))
     process = subprocess.Popen(
         ["bash", "-c", script.replace("\nembedfleet", "\nexec embedfleet") if command.startswith(SERVES) else script],
         cwd=settings["folder"],
@@ -112,6 +116,15 @@ def test_command(exports: str, command: str, settings: dict[str, str]) -> None:
         process.terminate()
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr.decode()
+
+
+def dead_letter(settings: dict[str, str]) -> str:
+    """The id of a letter that is there."""
+    with Fleet(broker_url=settings["broker_url"], store=settings["store"], engine="synthetic") as fleet:
+        batch = Batch(to=fleet.job(settings["job"]).folder.store.uri, job=settings["job"], batch=0, tokens=1)
+        letter = Letter.of(batch.model_dump(), "a reason", fleet.broker.lane("bulk"), fleet.broker.clock())
+        fleet.broker.dead_letter(letter)
+    return letter.id
 
 
 def test_python(settings: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,9 +20,9 @@ from embedfleet import redis as redis_module
 from embedfleet.broker import Broker, connect
 from embedfleet.contract import Batch
 from embedfleet.errors import BrokerUnavailable, ConfigurationError, WaitTimeout
+from embedfleet.letters import Letter
 from embedfleet.redis import RedisBroker
 from embedfleet.settings import load
-from embedfleet_worker import app
 from tests.unit.redis_server import RedisServer, running_redis
 from tests.waiting import wait_until
 
@@ -29,13 +30,16 @@ BATCH = Batch(to="file:///data", job="j-1", batch=0, tokens=1)
 CALLS: dict[str, Callable[[Broker], object]] = {
     "check": lambda broker: broker.check(),
     "clock": lambda broker: broker.clock(),
+    "now": lambda broker: broker.now(),
     "depth": lambda broker: broker.depth("q"),
     "publish": lambda broker: broker.publish(BATCH, "q"),
     "reply": lambda broker: broker.reply("key", b"answer"),
     "await_reply": lambda broker: broker.await_reply("key", 1),
     "announce": lambda broker: broker.announce("q", "worker", 30),
     "workers": lambda broker: broker.workers("q"),
-    "dead_letter": lambda broker: broker.dead_letter({}, "reason"),
+    "letters": lambda broker: broker.letters(),
+    "remove_letters": lambda broker: broker.remove_letters(["0123456789ab"]),
+    "dead_letter": lambda broker: broker.dead_letter(Letter.of({}, "reason", "q", 0)),
 }
 
 
@@ -78,7 +82,7 @@ def test_publishing_is_tried_four_times(closed: RedisBroker, monkeypatch: pytest
         attempts.append(None)
         raise OSError("refused")
 
-    monkeypatch.setattr(closed, "redis", SimpleNamespace(lpush=refuse, close=closed.redis.close))
+    monkeypatch.setattr(closed, "redis", SimpleNamespace(lpush=refuse, time=lambda: (0, 0), close=closed.redis.close))
     with pytest.raises(BrokerUnavailable):
         closed.publish(BATCH, "q")
     assert len(attempts) == 4
@@ -117,6 +121,30 @@ def test_an_address_that_is_none_is_a_configuration_error(url: str | None, said:
         connect(load(broker_url=url))
     assert said in str(refused.value)
     assert "secret" not in str(refused.value)
+
+
+# The broker's clock
+
+
+def test_the_clock_is_the_brokers_whatever_this_machine_says(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = time.time()
+    monkeypatch.setattr(time, "time", lambda: expected + 3600)
+    assert broker.now() == pytest.approx(expected, abs=5)
+
+
+def test_the_clock_is_asked_once_a_minute_and_goes_on_in_between(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed, asked = iter([0, 0, 1, 1, 60, 60, 61, 61, 61, 62, 62]), iter([1000.0, 2000.0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(passed))
+    monkeypatch.setattr(broker, "clock", lambda: next(asked))
+    assert [broker.now() for _ in range(5)] == [1000, 1001, 1060, 2000, 2001]
+
+
+def test_many_threads_may_ask_for_the_clock(broker: Broker) -> None:
+    with ThreadPoolExecutor(16) as threads:
+        seen = list(threads.map(lambda _: broker.now(), range(500)))
+    assert max(seen) - min(seen) < 5
 
 
 # When it works
@@ -171,7 +199,7 @@ def test_a_url_that_celery_and_redis_would_not_read_alike_is_refused(url: str) -
     assert "pass-word" not in str(refused.value)
 
 
-def test_the_database_of_a_socket_is_the_same_for_celery_and_for_us(redis_server: RedisServer) -> None:
+def test_the_database_of_a_socket_is_that_of_its_url(redis_server: RedisServer) -> None:
     connected = connect(load(broker_url=f"{redis_server.url}?virtual_host=3"))
     connected.publish(BATCH, "q")
     assert connected.depth("q") == 1
@@ -179,15 +207,13 @@ def test_the_database_of_a_socket_is_the_same_for_celery_and_for_us(redis_server
 
 
 def test_certificates_are_verified_unless_the_url_says_otherwise() -> None:
-    def verified(url: str) -> tuple[object, object]:
-        """By the producer's connections, and by a worker's Celery."""
+    def verified(url: str) -> object:
         broker = connect(load(broker_url=url))
         assert isinstance(broker, RedisBroker)
-        with app.build(broker, {}, {"bulk": 1}).connection_for_read() as connection:
-            return broker.redis.connection_pool.make_connection().cert_reqs, connection.ssl["ssl_cert_reqs"]
+        return broker.redis.connection_pool.make_connection().cert_reqs
 
-    assert verified("rediss://localhost:6379/0") == (ssl.CERT_REQUIRED, ssl.CERT_REQUIRED)
-    assert verified("rediss://localhost:6379/0?ssl_cert_reqs=none") == (ssl.CERT_NONE, ssl.CERT_NONE)
+    assert verified("rediss://localhost:6379/0") == ssl.CERT_REQUIRED
+    assert verified("rediss://localhost:6379/0?ssl_cert_reqs=none") == ssl.CERT_NONE
 
 
 def test_a_server_that_hangs_stops_publishing_in_bounded_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

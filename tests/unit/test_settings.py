@@ -49,9 +49,8 @@ def test_an_argument_that_is_none_was_not_given(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("name", FleetSettings.model_fields)
 def test_every_setting_can_come_from_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    value = {"engine": "synthetic", "dtype": "float32", "max_tokens": "77", "lease_s": "77", "queues": "bulk"}.get(
-        name, "77"
-    )
+    values = {"engine": "synthetic", "dtype": "float32", "queues": "bulk", "signing_key": "7" * 16}
+    value = values.get(name, "77")
     monkeypatch.setenv(f"EMBEDFLEET_{name.upper()}", value)
     default = FleetSettings.model_fields[name].get_default()
     assert name in load().model_fields_set
@@ -139,12 +138,27 @@ def test_a_refusal_does_not_repeat_a_secret(monkeypatch: pytest.MonkeyPatch) -> 
     assert SECRET not in refusal(broker_url=f"redis://:{SECRET}@host")
 
 
+def test_a_signing_key_that_can_be_guessed_is_refused_and_not_shown() -> None:
+    said = refusal(signing_key=f"  {SECRET}    \n")
+    assert said.startswith("configuration: signing_key: ")
+    assert "at least 16 characters" in said
+    assert SECRET not in said
+
+
+def test_a_signing_key_is_the_same_with_and_without_the_end_of_its_line() -> None:
+    assert load(signing_key=f" {SECRET * 2}\n") == load(signing_key=SECRET * 2)
+
+
+def test_those_who_share_a_fleet_share_its_signing_key() -> None:
+    assert load(signing_key=SECRET * 2).shared()["EMBEDFLEET_SIGNING_KEY"] == SECRET * 2
+
+
 # Secrets
 
 
 def secretive() -> FleetSettings:
     url = f"redis://me:{SECRET}@host:6379/0"
-    return load(broker_url=url, cache_url=url, cache_salt=SECRET)
+    return load(broker_url=url, cache_url=url, cache_salt=SECRET, signing_key=SECRET * 2)
 
 
 def test_secrets_are_in_no_repr() -> None:
@@ -175,6 +189,11 @@ def test_masked_shows_everything_but_secrets() -> None:
         ("redis+socket:///run/r.sock", "redis+socket:///run/r.sock"),
         ("redis+socket:///run/r.sock?password=pw&db=1", "redis+socket:///run/r.sock?password=***&db=1"),
         ("redis://host/0?db=1&password=pw", "redis://host/0?db=1&password=***"),
+        ("redis://host/0?db=1&password=p@w", "redis://host/0?db=1&password=***"),
+        ("redis+sentinel://me:pw@a:1,b:2/m/0", "redis+sentinel://me:***@a:1,b:2/m/0"),
+        ("redis+sentinel://a:1,b:2/m", "redis+sentinel://a:1,b:2/m"),
+        ("redis+sentinel://:pw@a:1,:pw@b:2/m", "redis+sentinel://:***@b:2/m"),
+        ("redis+sentinel://a/m?sentinel_password=p@w", "redis+sentinel://a/m?sentinel_password=***"),
         ("from redis://me:pw@a to redis://me:pw@b", "from redis://me:***@a to redis://me:***@b"),
         ("", ""),
     ],
@@ -215,7 +234,8 @@ def test_a_process_given_the_environment_has_the_same_settings(
     store: str, stores: list[str], model: str, salt: str
 ) -> None:
     url = "redis://me:pw@host/0"
-    before = load(store=store, allowed_stores=tuple(stores), model=model, cache_salt=salt, broker_url=url, lease_s=7.5)
+    secrets = {"cache_salt": salt, "broker_url": url, "signing_key": SECRET * 2}
+    before = load(store=store, allowed_stores=tuple(stores), model=model, lease_s=7.5, **secrets)
     with pytest.MonkeyPatch.context() as patched:
         for name, value in before.environment().items():
             patched.setenv(name, value)

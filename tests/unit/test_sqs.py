@@ -7,6 +7,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -16,7 +17,9 @@ from embedfleet import EmbedSettings, Fleet, doctor
 from embedfleet import broker as module
 from embedfleet.broker import connect
 from embedfleet.contract import Batch
+from embedfleet.envelope import AT
 from embedfleet.errors import BrokerUnavailable, ConfigurationError
+from embedfleet.letters import Letter
 from embedfleet.settings import FleetSettings, load
 from embedfleet.sqs import MAX_BYTES, RETENTION_S, SqsBroker
 from tests import aws
@@ -105,13 +108,16 @@ def test_doctor_mends_what_a_queue_lacks_and_leaves_the_rest(settings: FleetSett
         sqs_queues.change(broker, interactive, RedrivePolicy=json.dumps(theirs))
         before = doctor.queues(settings)
         assert not before.ok
-        assert before.detail == (f"{bulk} keeps messages for less than 14 days; {deliver} has no dead-letter queue")
-        assert doctor.queues(settings, fix=True).detail.endswith(f"made or mended: {bulk}, {deliver}")
+        assert before.detail == (
+            f"{interactive} makes a dead letter of what was received 7 times, and SQS counts give-backs; "
+            f"{bulk} keeps messages for less than 14 days; {deliver} has no dead-letter queue"
+        )
+        assert doctor.queues(settings, fix=True).detail.endswith(f"made or mended: {interactive}, {bulk}, {deliver}")
         mended = sqs_queues.attributes(broker, bulk)
         assert mended["MessageRetentionPeriod"] == FORTNIGHT
         assert (mended["VisibilityTimeout"], mended["DelaySeconds"]) == ("77", "5")
         assert "RedrivePolicy" in sqs_queues.attributes(broker, deliver)
-        assert '"maxReceiveCount": 7' in sqs_queues.attributes(broker, interactive)["RedrivePolicy"]
+        assert '"maxReceiveCount": 1000' in sqs_queues.attributes(broker, interactive)["RedrivePolicy"]
 
 
 @pytest.mark.parametrize("fault", ["500", "expired", "reset", "page", "hang", "nobody"])
@@ -243,8 +249,9 @@ def test_publishing_is_tried_four_times(impatient: SqsBroker, proxy: aws.Proxy) 
     ("operation", "call"),
     [
         ("GetQueueAttributes", lambda broker: broker.depth(broker.lane("bulk"))),
-        ("SendMessage", lambda broker: broker.dead_letter({}, "a reason")),
+        ("SendMessage", lambda broker: broker.dead_letter(Letter.of({}, "a reason", "q", 0))),
         ("GetQueueUrl", lambda broker: broker.check("another")),
+        ("GetQueueUrl", lambda broker: broker.clock()),
     ],
 )
 def test_every_other_operation_raises_ours_only(
@@ -256,14 +263,43 @@ def test_every_other_operation_raises_ours_only(
             call(impatient)
 
 
-def test_a_letter_that_is_too_large_leaves_its_reason(broker: SqsBroker) -> None:
-    broker.dead_letter("x" * MAX_BYTES, "a reason")
-    broker.dead_letter({"batch": 1}, "another")
-    letters = [json.loads(message["Body"]) for message in received(broker, broker.dead_queue)]
-    assert [(letter["message"], letter["reason"]) for letter in letters] == [
-        (None, "a reason"),
-        ({"batch": 1}, "another"),
-    ]
+# The clock
+
+LATER = "Fri, 01 Jan 2027 10:00:00 GMT"
+LATER_S = 1_798_797_600
+
+
+def test_the_clock_is_that_of_sqs(broker: SqsBroker, proxy: aws.Proxy) -> None:
+    proxy.date = LATER
+    assert broker.clock() == LATER_S
+    broker.publish_all(batches(25), broker.lane("bulk"))
+    sent = received(broker, broker.lane("bulk"))
+    assert {int(json.loads(message["Body"])["headers"][AT]) - LATER_S for message in sent} <= {0, 1}
+
+
+@pytest.mark.parametrize("date", ["", "soon", "Fri, 99 Jan 2027 10:00:00 GMT"])
+def test_without_a_date_there_is_no_clock(impatient: SqsBroker, proxy: aws.Proxy, date: str) -> None:
+    proxy.date = date
+    for call in (impatient.clock, lambda: impatient.publish_all(batches(1), impatient.lane("bulk"))):
+        with pytest.raises(BrokerUnavailable, match="its answer has no date"):
+            call()
+    proxy.date = None
+    impatient.publish_all(batches(1), impatient.lane("bulk"))
+
+
+def test_publishing_asks_for_the_time_once_a_minute(broker: SqsBroker, proxy: aws.Proxy) -> None:
+    broker.publish_all(batches(1), broker.lane("bulk"))
+    before = proxy.seen["GetQueueUrl"]
+    for _ in range(5):
+        broker.publish_all(batches(1), broker.lane("bulk"))
+    assert proxy.seen["GetQueueUrl"] == before
+
+
+def test_the_clock_is_asked_of_a_queue_that_is_there(broker: SqsBroker) -> None:
+    """A producer for another model may know and use no other."""
+    with closing(SqsBroker(broker.settings.model_copy(update={"model": "another"}), broker.url)) as another:
+        another.publish_all(batches(1), broker.lane("bulk"))
+        assert broker.depth(broker.lane("bulk")) == 1
 
 
 # A fleet

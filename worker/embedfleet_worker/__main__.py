@@ -29,6 +29,7 @@ from embedfleet_worker.cache import VectorCache
 from embedfleet_worker.deliveries import Deliveries
 from embedfleet_worker.engine.base import Engine
 from embedfleet_worker.engine.synthetic import SyntheticEngine
+from embedfleet_worker.lifecycle import notices
 from embedfleet_worker.lifecycle.health import Health, Server
 from embedfleet_worker.pipeline import NoCache, Pipeline
 from embedfleet_worker.serving import serve
@@ -53,6 +54,8 @@ def main() -> int:
         settings = load()
         if settings.health_port:
             Server(settings.health_port, health, metrics)
+        if not settings.is_local:  # it goes with the machine: there is nobody to give back to
+            notices.watch(_leave)
         broker = connect(settings)
         broker.check(*(broker.lane(lane) for lane in settings.queues), broker.deliver_queue, broker.dead_queue)
         _check_stores(settings)
@@ -64,6 +67,12 @@ def main() -> int:
     health.doing = "connecting to the broker"
     starts = Starts()
     return serve(broker, _work(settings, broker, pipeline, deliveries, starts, metrics), starts, health, metrics)
+
+
+def _leave(notice: str) -> None:
+    """The way down is that of a SIGTERM from outside, also while the model loads."""
+    log.warning("%s", notice)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _pipeline(settings: FleetSettings, health: Health, metrics: Metrics) -> Pipeline:

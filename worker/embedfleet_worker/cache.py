@@ -13,10 +13,9 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
-import redis
 from redis.exceptions import RedisError
 
-from embedfleet.redis import check_redis_url, redis_url
+from embedfleet.redisclient import check_redis_url, client_of
 from embedfleet_worker.engine.base import Identity
 
 log = logging.getLogger(__name__)
@@ -59,7 +58,7 @@ class VectorCache:
     def __init__(self, url: str, dimensions: int) -> None:
         check_redis_url(url, "cache")
         timeouts = {"socket_timeout": _TIMEOUT_S, "socket_connect_timeout": _TIMEOUT_S}
-        self._redis: Any = redis.Redis.from_url(redis_url(url), **timeouts)
+        self._redis: Any = client_of(url, **timeouts)
         self._size = _HEAD.size + 4 * dimensions
         self._down_until = 0.0
 

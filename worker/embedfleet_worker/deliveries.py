@@ -46,7 +46,7 @@ class Deliveries:
     def deliver(self, message: object, times: int = 1) -> None:  # noqa: ARG002 - it is counted by the clock
         """One delivery: a receipt when this returns, or a dead letter. Raises GiveBack only."""
         with self._metrics.batch("deliver"), logs.about():
-            settle(self._broker, self._deliver, message, message)
+            settle(self._broker, self._deliver, message, self._broker.deliver_queue)
 
     def close(self) -> None:
         """Close the connections to destinations."""

@@ -62,6 +62,8 @@ def _consume(celery: Any, queues: list[str], drain: Drain, ready: Callable[[], N
     """Run Celery's loop; its exit code. Signals are for the drain, not for Celery's own shutdown."""
 
     def told(number: int, _frame: object = None) -> None:
+        if number == signal.SIGINT and drain.begun:
+            drain.hurry()  # a second Ctrl-C; a second SIGTERM may come from whoever stops what stops already
         drain.begin(f"told to by {signal.Signals(number).name}")
 
     def began(**_: object) -> None:

@@ -13,6 +13,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop
 
 from embedfleet.broker import Broker
 from embedfleet.errors import BrokerUnavailable, Permanent, Retryable, StoreUnavailable
+from embedfleet.letters import Letter
 from embedfleet_worker import logs, telemetry
 
 log = logging.getLogger(__name__)
@@ -62,8 +63,8 @@ class Turns:
                 self._changed.notify_all()
 
 
-def settle(broker: Broker, work: Callable[[object], None], message: object, letter: object) -> None:
-    """Do the work; whatever goes wrong becomes GiveBack, or a dead letter with ``letter`` as the message."""
+def settle(broker: Broker, work: Callable[[object], None], message: object, queue: str) -> None:
+    """Do the work; whatever goes wrong becomes GiveBack, or a dead letter. ``queue``: where the message was."""
     try:
         work(message)
     except GiveBack:
@@ -72,16 +73,16 @@ def settle(broker: Broker, work: Callable[[object], None], message: object, lett
         log.warning("given back: %s", exc)
         raise GiveBack(str(exc), outage=isinstance(exc, StoreUnavailable | BrokerUnavailable)) from None
     except Permanent as exc:
-        dead_letter(broker, letter, str(exc))
+        dead_letter(broker, message, str(exc), queue)
     except Exception as exc:
         log_defect("task", exc)
-        dead_letter(broker, letter, f"a defect of the worker ({type(exc).__name__}); see its log")
+        dead_letter(broker, message, f"a defect of the worker ({type(exc).__name__}); see its log", queue)
 
 
 def refuse(broker: Broker, message: object, times: int = 1) -> None:  # noqa: ARG001 - that of every work
-    """For work that this worker has no engine for: a dead letter, without what may be texts."""
-    known = {name: message.get(name) for name in ("to", "job", "batch")} if isinstance(message, dict) else None
-    dead_letter(broker, known, "this worker only delivers (EMBEDFLEET_QUEUES), and its queue held other work")
+    """For work that this worker has no engine for."""
+    reason = "this worker only delivers (EMBEDFLEET_QUEUES), and its queue held other work"
+    dead_letter(broker, message, reason, broker.deliver_queue)
 
 
 def log_defect(what: str, exc: Exception) -> None:
@@ -90,11 +91,11 @@ def log_defect(what: str, exc: Exception) -> None:
     log.error("%s failed: %s", what, type(exc).__name__, extra=found)
 
 
-def dead_letter(broker: Broker, message: object, reason: str) -> None:
-    """Keep it for a person. Raises GiveBack."""
+def dead_letter(broker: Broker, message: object, reason: str, queue: str, *, part: bool = False) -> None:
+    """Keep it for a person; ``part``: whether its job was told. Raises GiveBack."""
     log.error("dead letter: %s", reason)
     try:
-        broker.dead_letter(message, reason)
+        broker.dead_letter(Letter.of(message, reason, queue, broker.now(), part=part))
         telemetry.ended(telemetry.DEAD_LETTER)
     except (BrokerUnavailable, Permanent) as exc:
         raise GiveBack(str(exc), outage=True) from None

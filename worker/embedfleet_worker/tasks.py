@@ -41,12 +41,12 @@ class Tasks:
     def embed(self, message: object, times: int = 1) -> None:
         """One batch of a job: a part when this returns, or a dead letter. Raises GiveBack only."""
         with self.metrics.batch("bulk"), logs.about():
-            settle(self.broker, partial(self._embed, times=times), message, message)
+            settle(self.broker, partial(self._embed, times=times), message, self.broker.queue(self.model, "bulk"))
 
     def answer(self, message: object, times: int = 1) -> None:  # noqa: ARG002 - SQS has no answers
         """A round trip: the answer where the caller waits for it. Raises GiveBack only."""
         with self.metrics.batch("interactive"), logs.about():
-            settle(self.broker, self._answer, message, {"task": "answer"})  # a letter without the texts
+            settle(self.broker, self._answer, message, self.broker.queue(self.model, "interactive"))
 
     def _embed(self, message: object, times: int) -> None:
         batch = Batch.parse(message, "message")
@@ -103,7 +103,8 @@ class Tasks:
             part = write_part(outcomes, spec.settings.encoding, folder.job, batch.batch)
             written = STORE_POLICY.copy()(folder.write_part, batch.batch, part)
         if hopeless is not None:
-            dead_letter(self.broker, batch.model_dump(), str(hopeless))
+            queue = self.broker.queue(self.model, "bulk")
+            dead_letter(self.broker, batch.model_dump(), str(hopeless), queue, part=True)
         self._said(outcomes, time.monotonic() - begun, first=written)
 
     def _said(self, outcomes: Outcomes, seconds: float, *, first: bool) -> None:

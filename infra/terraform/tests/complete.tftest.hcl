@@ -17,6 +17,7 @@ variables {
   secrets = {
     EMBEDFLEET_WEBHOOK_SECRET = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:embedfleet/webhook-AbCdEf"
     EMBEDFLEET_PGVECTOR_URL   = "arn:aws:ssm:eu-central-1:123456789012:parameter/embedfleet/pgvector"
+    EMBEDFLEET_SIGNING_KEY    = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:embedfleet/signing-AbCdEf"
   }
   secrets_kms_key_arns = ["arn:aws:kms:eu-central-1:123456789012:key/11111111-2222-3333-4444-555555555555"]
   worker_settings      = { EMBEDFLEET_WEBHOOK_ORIGINS = "https://shop.example.com" }

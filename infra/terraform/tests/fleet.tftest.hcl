@@ -99,6 +99,30 @@ run "group" {
   }
 }
 
+run "leaving" {
+  module {
+    source = "./modules/fleet"
+  }
+
+  assert {
+    condition = (aws_autoscaling_lifecycle_hook.leave.autoscaling_group_name == "fleet-minilm-b01c9bbb"
+      && aws_autoscaling_lifecycle_hook.leave.lifecycle_transition == "autoscaling:EC2_INSTANCE_TERMINATING"
+    && aws_autoscaling_lifecycle_hook.leave.default_result == "CONTINUE")
+    error_message = "who is scaled in is told, and goes in the end whatever it does"
+  }
+
+  assert {
+    # The time that systemd waits for a worker that hangs, which is more than a worker's grace time.
+    condition     = aws_autoscaling_lifecycle_hook.leave.heartbeat_timeout == 120 && strcontains(base64decode(aws_launch_template.this.user_data), "TimeoutStopSec=120")
+    error_message = "there is time to end"
+  }
+
+  assert {
+    condition     = aws_launch_template.this.instance_initiated_shutdown_behavior == "terminate"
+    error_message = "an instance that turns itself off is gone, not kept"
+  }
+}
+
 run "scaling" {
   module {
     source = "./modules/fleet"

@@ -11,8 +11,8 @@ variables {
   secrets              = { EMBEDFLEET_WEBHOOK_SECRET = "arn:aws:ssm:eu-central-1:123456789012:parameter/webhook" }
   secrets_kms_key_arns = []
   queue_arns           = ["arn:aws:sqs:eu-central-1:123456789012:fleet-deliver"]
+  dead_queue_arn       = "arn:aws:sqs:eu-central-1:123456789012:fleet-dead"
   store_statements     = []
-  open_arn             = "arn:aws:s3:::fleet-results/jobs/open/*"
   subnet_ids           = ["subnet-0123456789abcdef0"]
   security_group_id    = "sg-00000000000000001"
   assign_public_ip     = false

@@ -68,6 +68,13 @@ run "bucket" {
     condition     = output.uri == "s3://fleet-results/jobs"
     error_message = "the store's URI"
   }
+
+  assert {
+    condition = ([for statement in output.sweep_statements : [statement.Action, statement.Resource]] == [[["s3:DeleteObject"], [
+      "arn:aws:s3:::fleet-results/jobs/open/*", "arn:aws:s3:::fleet-results/jobs/janitor/*",
+    ]]])
+    error_message = "a sweep deletes what is a sweep's, never a result"
+  }
 }
 
 run "expiry" {

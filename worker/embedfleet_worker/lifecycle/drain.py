@@ -17,7 +17,7 @@ _TELLING_S = 5.0  # for the broker to be told what is given back; else leases en
 
 
 class Drain:
-    """Ends the process once; a second request makes it quick. ``before``: called when it begins.
+    """Ends the process once. ``before``: called when it begins.
 
     ``after``: called at the end of one that nothing broke.
     """
@@ -34,18 +34,21 @@ class Drain:
         self._before = before
         self._after = after
         self._lock = threading.Lock()
-        self._begun = False
+        self.begun = False
         self._hurry = threading.Event()
 
     def begin(self, reason: str, code: int = 0, grace_s: float | None = None) -> None:
-        """Drain in a thread of its own, and exit with this code. Asked again: without more grace."""
+        """Drain in a thread of its own, and exit with this code. Asked again, it goes on as it does."""
         with self._lock:
-            if self._begun:
-                self._hurry.set()
+            if self.begun:
                 return
-            self._begun = True
+            self.begun = True
         grace_s = self._grace_s if grace_s is None else grace_s
         threading.Thread(target=self._run, args=(reason, code, grace_s), name="drain", daemon=True).start()
+
+    def hurry(self) -> None:
+        """Grace no more: somebody waits."""
+        self._hurry.set()
 
     def _run(self, reason: str, code: int, grace_s: float) -> None:
         try:

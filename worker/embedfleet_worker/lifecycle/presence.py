@@ -25,7 +25,7 @@ class Presence:
         self._stop = threading.Event()
 
     def start(self) -> None:
-        """Announce now, and three times in the time that an announcement lasts."""
+        """Announce now, and twice in the time that an announcement lasts."""
         threading.Thread(target=self._run, name="presence", daemon=True).start()
 
     def withdraw(self) -> None:
@@ -40,4 +40,4 @@ class Presence:
             with suppress(BrokerUnavailable):  # whoever takes messages says so
                 for queue in self._queues:
                     self._broker.announce(queue, NAME, self._lasts_s)
-            self._stop.wait(self._lasts_s / 3)
+            self._stop.wait(self._lasts_s / 2)

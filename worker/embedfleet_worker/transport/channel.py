@@ -4,9 +4,9 @@ kombu's own transports lose messages on a kill, renew nothing, and stop for good
 into Celery's loop: a broker that is down is waited for, so there is nothing to reconnect, and what runs goes on.
 """
 
-import json
 import logging
 import random
+import socket
 import threading
 import uuid
 from typing import Any, ClassVar
@@ -16,6 +16,7 @@ from kombu.transport import virtual
 
 from embedfleet.broker import Broker
 from embedfleet.errors import EmbedfleetError
+from embedfleet.letters import Letter
 from embedfleet_worker.transport import Back, Leases, Taken, envelope, given_back
 from embedfleet_worker.transport.holding import Holding
 
@@ -107,8 +108,13 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         return "-"
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:  # noqa: ARG002 - kombu's interface
-        """Remember the loop in which messages are handed over."""
+        """Remember the loop in which messages are handed over.
+
+        It needs something to read, or it sleeps for a tenth of a second where it should wait to be woken.
+        """
         self.loop = loop
+        self._never_readable = socket.socketpair()
+        loop.add_reader(self._never_readable[0], lambda: None)
 
     def deliver(self, messages: "list[tuple[str, dict[str, Any]]]", queue: str) -> None:
         """In Celery's loop: hand messages over. Whatever Celery let through would end the loop, and the worker."""
@@ -160,7 +166,7 @@ def _hold(taken: Taken) -> str | None:
 def _read(tag: str, taken: Taken) -> dict[str, Any] | None:
     """The message as kombu wants it. What is none of ours is set aside, for a person to look at."""
     try:
-        payload = envelope.read(taken.message)
+        payload = envelope.read(taken.message, Side.broker.settings.signing_key)
     except ValueError as exc:
         _set_aside(tag, taken, f"not a message of ours: {exc}")
         return None
@@ -172,7 +178,7 @@ def _set_aside(tag: str, taken: Taken, reason: str) -> None:
     """To the dead letters; where the broker does not take it, when it comes again."""
     log.error("a message of %s was set aside: %s", taken.queue, reason)
     try:
-        Side.broker.dead_letter(json.dumps({"raw": taken.message.decode(errors="replace")}), reason)
+        Side.broker.dead_letter(Letter.quarantined(taken.message, reason, taken.queue, Side.broker.now()))
     except EmbedfleetError as exc:
         log.warning("dead letter: %s", exc)
         Side.holding.give_back(tag)

@@ -8,13 +8,19 @@ import base64
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from embedfleet.contract import describe
+from embedfleet.envelope import is_signed
+
+MAX_BYTES = 16 * 1024 * 1024
+"""Of a message. `Fleet.embed` takes 1 MiB of texts, of which escapes, quotes and base64 can make twelve (control
+characters, each a text); what is larger nobody of ours sent. SQS refuses more than 1 MiB itself.
+"""
 
 
 class _Headers(BaseModel):
-    """Celery's, as far as it acts on them. Others, such as those of tracing, may ride along."""
+    """Celery's, as far as it acts on them, and ours. Others, such as those of tracing, may ride along."""
 
     model_config = ConfigDict(strict=True)
 
@@ -39,6 +45,8 @@ class _Headers(BaseModel):
     stamps: dict[str, None] = Field(default={}, max_length=0)
     compression: None = None
     """kombu would unpack it without a limit."""
+    embedfleet_at: float | None = Field(default=None, allow_inf_nan=False)
+    embedfleet_signature: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
 
 
 class _DeliveryInfo(BaseModel):
@@ -69,20 +77,44 @@ class _Envelope(BaseModel):
     properties: _Properties
 
 
-def read(message: bytes) -> dict[str, Any]:
-    """The message as kombu wants it. Raises ValueError saying what is wrong, without what it holds."""
+def read(message: bytes, key: SecretStr | None) -> dict[str, Any]:
+    """The message as kombu wants it; with a key, only one that is signed with it.
+
+    Raises ValueError saying what is wrong, without what it holds.
+    """
+    if len(message) > MAX_BYTES:
+        raise ValueError(f"it has {len(message)} bytes, and {MAX_BYTES} are the most")
+    envelope = _parse(message)
     try:
-        envelope = json.loads(message)
         checked = _Envelope.model_validate(envelope)
-        body = json.loads(base64.b64decode(checked.body, validate=True))
+        content = base64.b64decode(checked.body, validate=True)
     except ValidationError as exc:
         raise ValueError(describe(exc)) from None
-    except (ValueError, RecursionError) as exc:
-        raise ValueError(f"not JSON ({type(exc).__name__})") from None
+    except ValueError:
+        raise ValueError("its body is not base64") from None
+    if key is not None:
+        _check_signature(checked, key)
+    body = _parse(content)
     if not _is_body(body):
         raise ValueError("its body is not [arguments, keyword arguments, no callbacks]")
     found: dict[str, Any] = envelope
     return found
+
+
+def _parse(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise ValueError(f"not JSON ({type(exc).__name__})") from None
+
+
+def _check_signature(checked: _Envelope, key: SecretStr) -> None:
+    """Before the body is read: what a stranger wrote is not even parsed."""
+    headers = checked.headers
+    if headers.embedfleet_signature is None:
+        raise ValueError("it is not signed, and this fleet has an EMBEDFLEET_SIGNING_KEY")
+    if not is_signed(headers.embedfleet_signature, headers.task, headers.embedfleet_at, checked.body, key):
+        raise ValueError("its signature does not fit: another EMBEDFLEET_SIGNING_KEY?")
 
 
 def _is_body(body: object) -> bool:

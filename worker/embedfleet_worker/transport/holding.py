@@ -48,6 +48,7 @@ class Holding:
         self._orders: list[Order] = []
         self._under_way = 0
         self._paused: dict[str, tuple[int, float]] = {}
+        self._taking = True
         self._closing = False
         self._changed = threading.Condition()
         self._telling = threading.Lock()  # renewing a lease never comes after giving it up
@@ -64,11 +65,11 @@ class Holding:
             return self._room(queue)
 
     def add(self, tag: str, taken: Taken) -> bool:
-        """Hold a message; False when nothing is held any more."""
+        """Hold a message; False when nothing more is, and a poll that was under way brought it all the same."""
         with self._changed:
-            if not self._closing:
+            if self._taking:
                 self._held[tag] = _Held(taken, time.monotonic())
-            return not self._closing
+            return self._taking
 
     def times(self, tag: str) -> int:
         """How often a message that is held has been given out, where the broker counts that."""
@@ -103,7 +104,7 @@ class Holding:
     def stop_taking(self) -> None:
         """From now on there is no room."""
         with self._changed:
-            self._limits = dict.fromkeys(self._limits, 0)
+            self._taking = False
 
     def wait_until_empty(self, timeout_s: float) -> bool:
         """Whether nothing is held, and all is told, within the time."""
@@ -113,7 +114,7 @@ class Holding:
     def close(self, timeout_s: float) -> int:
         """Give back what is held, now, and tell the broker all there is to tell within the time. How many they were."""
         with self._changed:
-            self._closing = True
+            self._taking, self._closing = False, True
             left = list(self._held)
             for tag in left:
                 self._settle(tag, 0)
@@ -122,16 +123,24 @@ class Holding:
         return len(left)
 
     def renew(self) -> None:
-        """Lengthen the leases of what is held and does not hang. Raises BrokerUnavailable."""
+        """Lengthen the leases of what is held and does not hang. Raises what the first queue that failed met."""
         queues = defaultdict(list)
         for held in self._within_time():
-            queues[held.taken.queue].append(held)
-        for queue, all_held in queues.items():
-            with self._telling:
-                with self._changed:
-                    still = {held.taken.lease for held in self._held.values()}
-                leases = [held.taken.lease for held in all_held if held.taken.lease in still]
-                self._leases.renew(queue, leases)
+            queues[held.taken.queue].append(held.taken.lease)
+        failures = [exc for queue, leases in queues.items() if (exc := self._renew(queue, leases))]
+        if failures:
+            raise failures[0]
+
+    def _renew(self, queue: str, leases: list[str]) -> Exception | None:
+        """What went wrong; the other queues may do better."""
+        with self._telling:
+            with self._changed:
+                still = {held.taken.lease for held in self._held.values()}
+            try:
+                self._leases.renew(queue, [lease for lease in leases if lease in still])
+            except Exception as exc:
+                return exc
+        return None
 
     def _within_time(self) -> list[_Held]:
         with self._changed:
@@ -144,7 +153,7 @@ class Holding:
         return within
 
     def _room(self, queue: str) -> int:
-        if self._closing or self._paused.get(queue, (0, 0.0))[1] > time.monotonic():
+        if not self._taking or self._paused.get(queue, (0, 0.0))[1] > time.monotonic():
             return 0
         return max(0, self._limits[queue] - Counter(held.taken.queue for held in self._held.values())[queue])
 

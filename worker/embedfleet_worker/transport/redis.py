@@ -8,11 +8,14 @@ import itertools
 import logging
 import os
 import socket
+import time
 import uuid
 from collections import defaultdict
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
+
+from redis.exceptions import OutOfMemoryError
 
 from embedfleet.redis import RedisBroker
 from embedfleet_worker.transport import Order, Taken
@@ -21,7 +24,8 @@ log = logging.getLogger(__name__)
 
 # How long one blocked look lasts, of which one comes after another while a lane is empty. Shorter than the driver's
 # timeout. What a plain Celery producer published with another priority than the highest waits for its end.
-_LOOK_S = 4
+_LOOK_S = 5
+_FULL_S = 1.0  # instead of a look at a server at its memory limit
 _PRIORITY_STEPS = ("", "\x06\x163", "\x06\x166", "\x06\x169")  # kombu's names for the lists of one queue
 _SCRIPTS = ("take", "renew", "settle", "sweep")
 
@@ -68,8 +72,15 @@ class RedisLeases:
             log.info("%d leases were over", count)
 
     def _look(self, queue: str) -> bool:
-        """Whether something came within a look."""
-        return self._broker.call(self._broker.redis.blmove, queue, queue, _LOOK_S, "RIGHT", "RIGHT") is not None
+        """Whether something may have come within a look."""
+        return self._broker.call(self._wait, queue) is not None
+
+    def _wait(self, queue: str) -> object:
+        try:
+            return self._broker.redis.blmove(queue, queue, _LOOK_S, "RIGHT", "RIGHT")
+        except OutOfMemoryError:  # the server is full and refuses to look, but not to give out what comes back
+            time.sleep(_FULL_S)
+            return queue
 
     def _take(self, queue: str, room: int) -> list[Taken]:
         lists = [f"{queue}{step}" for step in _PRIORITY_STEPS]

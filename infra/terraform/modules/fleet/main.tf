@@ -3,7 +3,7 @@
 data "aws_region" "current" {}
 
 locals {
-  stop_s = 90 # a spot notice comes two minutes ahead
+  stop_s = 90 # more than the worker's grace time; a spot notice comes two minutes ahead
 
   files = {
     "/etc/embedfleet/environment" = join("", [for name, value in var.environment : "${name}=${value}\n"])
@@ -20,7 +20,9 @@ locals {
   cloud_config = {
     write_files = concat(
       [for path, content in local.files : { path = path, content = content, permissions = "0600" }],
-      [{ path = "/usr/local/libexec/embedfleet/prepare", content = file("${path.module}/files/prepare"), permissions = "0755" }],
+      [for name in ["prepare", "leave"] : {
+        path = "/usr/local/libexec/embedfleet/${name}", content = file("${path.module}/files/${name}"), permissions = "0755"
+      }],
     )
     runcmd = [
       ["install", "-d", "-m", "1777", "/var/cache/embedfleet"], # the container's user is not root
@@ -45,12 +47,13 @@ resource "aws_launch_template" "this" {
   update_default_version = true
   ebs_optimized          = true
 
-  instance_initiated_shutdown_behavior = "terminate"
+  instance_initiated_shutdown_behavior = "terminate" # files/leave turns the machine off
 
   iam_instance_profile {
     arn = aws_iam_instance_profile.this.arn
   }
 
+  # The worker shares the host's network: it asks for the role's credentials and for notices, and no other container can.
   metadata_options {
     http_endpoint               = "enabled"
     http_tokens                 = "required"
@@ -139,4 +142,14 @@ resource "aws_autoscaling_group" "this" {
 
   # Instances that start before their role may do anything would fail and start again.
   depends_on = [aws_iam_role_policy.this]
+}
+
+# Whoever is scaled in reads of it in its metadata, gives back what it holds, and turns itself off long before this ends.
+# Nobody completes the action: that would need a permission, and all it saves is a line in the group's list.
+resource "aws_autoscaling_lifecycle_hook" "leave" {
+  name                   = "leave"
+  autoscaling_group_name = aws_autoscaling_group.this.name
+  lifecycle_transition   = "autoscaling:EC2_INSTANCE_TERMINATING"
+  heartbeat_timeout      = local.stop_s + 30
+  default_result         = "CONTINUE"
 }

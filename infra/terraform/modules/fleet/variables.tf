@@ -39,12 +39,12 @@ variable "secrets_kms_key_arns" {
 }
 
 variable "work_queue_arns" {
-  description = "Queues to receive from: the model's lanes and deliver."
+  description = "Queues to receive from: the model's lanes, deliver and dead."
   type        = list(string)
 }
 
 variable "send_queue_arns" {
-  description = "Queues to send to: deliver and dead."
+  description = "Queues to send to: every model's lanes, as a sweep publishes again what was lost, deliver and dead."
   type        = list(string)
 }
 

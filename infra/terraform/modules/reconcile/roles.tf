@@ -51,10 +51,10 @@ resource "aws_iam_role_policy" "task" {
         Resource = var.queue_arns
       },
       {
-        Sid      = "CloseJobs"
+        Sid      = "SettleDeadLetters"
         Effect   = "Allow"
-        Action   = ["s3:DeleteObject"]
-        Resource = [var.open_arn]
+        Action   = ["sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:ChangeMessageVisibility"]
+        Resource = [var.dead_queue_arn]
       },
     ], var.store_statements)
   })

@@ -34,7 +34,7 @@ variable "secrets_kms_key_arns" {
 }
 
 variable "queue_arns" {
-  description = "Queues to look at and to publish to again: every model's lanes and deliver."
+  description = "Queues to look at and to send to: every model's lanes, deliver and dead."
   type        = list(string)
 }
 
@@ -43,8 +43,8 @@ variable "store_statements" {
   type        = any
 }
 
-variable "open_arn" {
-  description = "ARN of the index of open jobs' entries."
+variable "dead_queue_arn" {
+  description = "Queue of dead letters, to settle what SQS itself moved there."
   type        = string
 }
 

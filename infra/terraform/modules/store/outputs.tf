@@ -29,7 +29,12 @@ output "read_write_statements" {
   ]
 }
 
-output "open_arn" {
-  description = "ARN of the index of open jobs' entries, which a sweep removes."
-  value       = "${local.arn}/${var.prefix}/open/*"
+output "sweep_statements" {
+  description = "Policy statement for who sweeps open jobs, beside the others: delete from their index and from the sweeps' slots."
+  value = [{
+    Sid      = "Sweep"
+    Effect   = "Allow"
+    Action   = ["s3:DeleteObject"]
+    Resource = [for folder in ["open", "janitor"] : "${local.arn}/${var.prefix}/${folder}/*"]
+  }]
 }
