@@ -1,7 +1,6 @@
 """Brokers that may die: a Redis that keeps its data in an append-only file, and queues of a stand-in for SQS (moto)."""
 
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,16 +9,10 @@ from pathlib import Path
 import redis
 
 from embedfleet.local import redis_server
+from tests.sentinel import free_port
 from tests.waiting import wait_until
 
 _AOF = ("--appendonly", "yes", "--appendfsync", "everysec")
-
-
-def free_port() -> int:
-    """A port that nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Redis:

@@ -46,7 +46,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def start_fleet(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., ChaosFleet]]:
-    """Make fleets, without workers as yet: at this Redis, or on queues of the stand-in for SQS."""
+    """Make fleets, without workers as yet: at this Redis, this URL, or (sqs) at queues of the stand-in for SQS."""
     running: list[ChaosFleet] = []
     with ExitStack() as stack:
 
@@ -59,11 +59,11 @@ def start_fleet(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Call
                 "store": str(tmp_path / "store"), "engine": "synthetic", "lease_s": LEASE_S, "health_port": 0,
                 "synthetic_texts_per_s": 10 * BATCHES_PER_S, **others,
             }  # fmt: skip
-            if isinstance(broker, brokers.Redis):
-                settings = load(broker_url=broker.url, **given)
-            else:
+            if broker == "sqs":
                 settings = sqs_queues.settings(**{name: value for name, value in given.items() if name != "engine"})
                 stack.enter_context(sqs_queues.made(settings))
+            else:
+                settings = load(broker_url=broker.url if isinstance(broker, brokers.Redis) else broker, **given)
             made = ChaosFleet(settings, folder, _named(request.node.name), **(environment or {}))
             running.append(made)
             return made

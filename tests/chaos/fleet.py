@@ -1,5 +1,6 @@
 """Workers under test: started, stopped, killed and replaced; jobs of small batches. Not what goes wrong (faults.py)."""
 
+import ctypes
 import itertools
 import os
 import random
@@ -23,6 +24,12 @@ from tests.waiting import wait_until
 
 _ROOT = Path(__file__).parents[2]
 _WATCH_S = 0.05
+_LIBC = ctypes.CDLL(None)
+
+
+def _end_with_parent() -> None:
+    """Nothing stays behind when the tests are killed themselves."""
+    _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 class SmallBatches(Fleet):
@@ -43,9 +50,15 @@ class Worker:
         self.log = log
         with log.open("ab") as stream:
             self.process = subprocess.Popen(
-                command, cwd=_ROOT, env=dict(environment), stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
+                command,
+                cwd=_ROOT,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
                 start_new_session=True,
-            )  # fmt: skip
+                preexec_fn=_end_with_parent,
+            )
 
     @property
     def alive(self) -> bool:

@@ -1,6 +1,7 @@
 """Scenario 4: the broker dies and comes back, forgets its last second, throws its clients out."""
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from tests.chaos.brokers import Redis
 from tests.chaos.conftest import KILLS, StartFleet
 from tests.chaos.fleet import ChaosFleet
 from tests.chaos.invariant import check
+from tests.sentinel import watched
 from tests.waiting import wait_until
 
 TURNS = 10 if KILLS else 2
@@ -56,6 +58,23 @@ def test_broker_loses_its_last_second(redis: Redis, working: tuple[ChaosFleet, J
     redis.lose_since(saved)
     check(fleet, job, TEXTS)
     check(fleet, late, [f"late-{name}" for name in list(TEXTS)[:200]], timeout_s=180)
+
+
+def test_sentinel_failover(start_fleet: StartFleet, tmp_path: Path) -> None:
+    """The master dies with what its replica had not heard of yet."""
+    folder = tmp_path / "watched"
+    folder.mkdir()
+    with watched(folder) as servers:
+        fleet = start_fleet(servers.url)
+        fleet.keep(2)
+        fleet.ready(2)
+        job = fleet.submit(TEXTS.items())
+        wait_until(lambda: job.status().batches_done >= 3, "some parts")
+        before = servers.master
+        before.kill()
+        wait_until(lambda: servers.master is not before, "the failover", timeout_s=30)
+        check(fleet, job, TEXTS, timeout_s=180)
+        assert fleet.exits == []
 
 
 def progress(fleet: ChaosFleet, job: Job) -> None:
