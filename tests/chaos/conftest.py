@@ -78,15 +78,21 @@ def start_fleet(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Call
 
 
 @pytest.fixture
+def lease_s() -> float:
+    """Of the fleet on each of the brokers; short, so that what is lost comes back soon."""
+    return LEASE_S
+
+
+@pytest.fixture
 def fleet(
-    kind: str, start_fleet: StartFleet, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    kind: str, lease_s: float, start_fleet: StartFleet, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> ChaosFleet:
     """A fleet on each of the brokers."""
     if kind == "redis":
-        return start_fleet(request.getfixturevalue("redis"))
+        return start_fleet(request.getfixturevalue("redis"), lease_s=lease_s)
     for name, value in aws.environment(request.getfixturevalue("moto")).items():
         monkeypatch.setenv(name, value)
-    return start_fleet("sqs")
+    return start_fleet("sqs", lease_s=lease_s)
 
 
 def _named(test: str) -> str:

@@ -65,7 +65,7 @@ def test_network_to_the_store(redis: Redis, start_fleet: StartFleet, s3: str) ->
 
 def test_slow_store(redis: Redis, start_fleet: StartFleet, s3: str) -> None:
     """Scenario 7, its slow store: leases last, so nothing is done twice."""
-    fleet = start_fleet(redis, store=f"s3://{aws.BUCKET}/slow")
+    fleet = start_fleet(redis, store=f"s3://{aws.BUCKET}/slow", lease_s=6.0)
     texts = dict(list(TEXTS.items())[:300])
     with tcp_proxy(urlsplit(s3).port or 0) as proxy:
         fleet.environment["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{proxy.port}"
