@@ -15,7 +15,7 @@ from tests.unit import sqs_queues
 
 KILLS = int(os.environ.get("CHAOS_KILLS", "0"))
 """In the long run: of all kills together, about. 0: the short one of CI."""
-LEASE_S = 2.0
+LEASE_S = 2.0 if KILLS else 1.0
 BATCHES_PER_S = 15.0
 """Of one worker; a batch has ten texts, and six are under way."""
 

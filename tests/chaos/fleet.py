@@ -17,7 +17,9 @@ from embedfleet import Fleet, Job
 from embedfleet.broker import Broker, connect
 from embedfleet.contract import Batching, JobSpec
 from embedfleet.jobfolder import JobFolder
+from embedfleet.redis import RedisBroker
 from embedfleet.settings import FleetSettings
+from embedfleet.sqs import SqsBroker
 from tests.chaos.journal import Batch, Journal
 from tests.chaos.report import Figures, kills
 from tests.waiting import wait_until
@@ -150,6 +152,15 @@ class ChaosFleet:
     def submit(self, records: Iterable[object], key: str | None = None, **others: Any) -> Job:
         """A job of small batches."""
         return self.producer.submit(records, key=key, **others)
+
+    def forget_messages(self) -> None:
+        """Have the broker lose all that it has."""
+        if isinstance(self.broker, RedisBroker):
+            self.broker.redis.flushall()
+            return
+        assert isinstance(self.broker, SqsBroker)
+        for queue in self.broker.queues:
+            self.broker.call("purge_queue", queue)
 
     def logs(self) -> str:
         """What the workers said, for who reads a failure."""

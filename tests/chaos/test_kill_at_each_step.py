@@ -12,7 +12,7 @@ from tests import receiver
 from tests.chaos.conftest import KILLS
 from tests.chaos.fleet import ChaosFleet
 from tests.chaos.invariant import check, check_recovery
-from tests.chaos.journal import DRAINING, GIVING_BACK, POINTS
+from tests.chaos.journal import DRAINING, GIVING_BACK, POINTS, SWEEPING
 from tests.chaos.producing import LiveProducer
 from tests.waiting import wait_until
 
@@ -41,9 +41,11 @@ def test_kills_at_each_step(busy: ChaosFleet, hook: receiver.Receiver) -> None:
     busy.ready(2)
     producer = LiveProducer(busy, deliver_to=[Webhook(url=hook.url)])
     try:
-        for point in POINTS * ROUNDS:
-            busy.ready(2)
-            busy.kill_at(point)
+        points = POINTS * ROUNDS
+        for pair in zip(points[::2], points[1::2], strict=True):
+            for point in pair:
+                busy.ready(2)
+                busy.kill_at(point)
             # Not the same batch again and again: it would be taken for the cause.
             wait_until(lambda: busy.interrupted() <= producer.parts(), "what was interrupted to be done")
     finally:
@@ -71,3 +73,14 @@ def test_kills_while_draining(busy: ChaosFleet) -> None:
     check(busy, job, TEXTS.keys())
     if busy.figures.recoveries_s:
         check_recovery(busy, 1)
+
+
+def test_kill_in_the_middle_of_a_sweep(fleet: ChaosFleet) -> None:
+    """A janitor dies after it published some of what was lost: the next one publishes the rest."""
+    jobs = [fleet.submit(list(TEXTS.items())[:500], key=f"job {number}") for number in range(2)]
+    fleet.forget_messages()
+    (fleet.folder / f"kill at {SWEEPING}").touch()
+    fleet.keep(2)
+    wait_until(lambda: not (fleet.folder / f"kill at {SWEEPING}").exists(), "a janitor's end", 90)
+    for job in jobs:
+        check(fleet, job, list(TEXTS)[:500])

@@ -5,16 +5,17 @@ import time
 
 from embedfleet import Job
 from tests.chaos.brokers import Redis
-from tests.chaos.conftest import LEASE_S, StartFleet
+from tests.chaos.conftest import KILLS, LEASE_S, StartFleet
 from tests.chaos.fleet import ChaosFleet
 from tests.chaos.invariant import check
 from tests.chaos.outcomes import outcomes
 from tests.waiting import wait_until
 
+ROUNDS = 10 if KILLS else 3
 TEXTS = {f"t{number}": f"text {number}" for number in range(300)}
 
 
-def stop_publish_kill(fleet: ChaosFleet, rounds: int = 5) -> list[Job]:
+def stop_publish_kill(fleet: ChaosFleet, rounds: int = ROUNDS) -> list[Job]:
     """SIGSTOP the one worker while it waits for messages, publish, SIGKILL it, start another one; again and again."""
     jobs = []
     for turn in range(rounds):
