@@ -211,7 +211,7 @@ def test_letters_are_not_received_again_while_nothing_comes(
     proxy.seen.clear()
     assert [janitor.settle() for _ in range(3)] == [0, 0, 0]
     assert proxy.seen["ReceiveMessage"] == 0
-    moved(broker, wrap(BATCH.model_copy(update={"batch": 8}), broker.lane("bulk")))
+    moved(broker, wrap(BATCH.model_copy(update={"batch": 8}), broker.lane("bulk"), at=0, key=None))
     assert janitor.settle() == 1
     assert [work.batch for work in janitor.told] == [7, 8]
 
@@ -239,7 +239,9 @@ def test_what_can_never_be_told_becomes_a_letter_that_says_so(broker: SqsBroker,
     assert (found.work, found.part) == (BATCH, False)
 
 
-@pytest.mark.parametrize("body", ["poison", json.dumps({"version": 1}), wrap(BATCH, "q").replace("utf-8", "zstd")])
+@pytest.mark.parametrize(
+    "body", ["poison", json.dumps({"version": 1}), wrap(BATCH, "q", at=0, key=None).replace("utf-8", "zstd")]
+)
 def test_what_is_no_message_of_ours_touches_no_job(broker: SqsBroker, janitor: Janitor, body: str) -> None:
     moved(broker, body)
     assert janitor.settle() == 0

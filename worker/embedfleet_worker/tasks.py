@@ -103,6 +103,7 @@ class Tasks:
             part = write_part(outcomes, spec.settings.encoding, folder.job, batch.batch)
             written = STORE_POLICY.copy()(folder.write_part, batch.batch, part)
         if hopeless is not None:
+            counts.clear()
             queue = self.broker.queue(self.model, "bulk")
             dead_letter(self.broker, batch.model_dump(), str(hopeless), queue, part=True)
         self._said(outcomes, time.monotonic() - begun, first=written)

@@ -102,6 +102,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
     polling_interval = None
     implements = virtual.Transport.implements.extend(asynchronous=True, exchange_type=frozenset({"direct"}))
     loop: Any = None
+    _never_readable: tuple[socket.socket, socket.socket] | None = None
 
     def driver_version(self) -> str:
         """There is no driver of kombu's."""
@@ -115,6 +116,15 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self.loop = loop
         self._never_readable = socket.socketpair()
         loop.add_reader(self._never_readable[0], lambda: None)
+
+    def close_connection(self, connection: Any) -> None:
+        """Close the channels; the loop goes on without us."""
+        super().close_connection(connection)
+        if self._never_readable is not None:
+            self.loop.remove_reader(self._never_readable[0])
+            for end in self._never_readable:
+                end.close()
+            self._never_readable = None
 
     def deliver(self, messages: "list[tuple[str, dict[str, Any]]]", queue: str) -> None:
         """In Celery's loop: hand messages over. Whatever Celery let through would end the loop, and the worker."""
