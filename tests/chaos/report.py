@@ -30,6 +30,8 @@ class Figures:
     redelivered: int = 0
     recoveries_s: list[float] = field(default_factory=list)
     """From a SIGKILL to another worker's start of the same batch."""
+    ours: bool = True
+    """Of our transports; the others have to lose."""
 
     def add(self, found: Found) -> None:
         """Count what is wrong with a job."""
@@ -104,9 +106,20 @@ def recoveries_s(events: Sequence[Event], lease_s: float) -> list[float]:
     return found
 
 
+def total(figures: Iterable[Figures]) -> Figures:
+    """Of all that is ours."""
+    added = Figures("all of ours", 0)
+    for each in figures:
+        if each.ours:
+            added.lease_s = max(added.lease_s, each.lease_s if each.recoveries_s else 0)
+            for name in ("kills", "lost", "double", "wrongly_failed", "redelivered", "recoveries_s"):
+                setattr(added, name, getattr(added, name) + getattr(each, name))
+    return added
+
+
 def table(figures: Sequence[Figures]) -> list[str]:
     """Lines, in columns."""
-    rows = [HEADINGS, *(each.row() for each in figures)]
+    rows = [HEADINGS, *(each.row() for each in [*figures, total(figures)])]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
     return [
         "  ".join(
