@@ -69,10 +69,13 @@ class AsyncFleet:
         to: str | None = None,
         key: str | None = None,
         deliver_to: Sequence[Target] = (),
+        expires_in_s: float | None = None,
     ) -> "AsyncJob":
         """As :meth:`Fleet.submit`. ``records`` are read in a thread."""
         call = self.fleet.submit
-        job = await self._threads.run(call, records, settings=settings, to=to, key=key, deliver_to=deliver_to)
+        job = await self._threads.run(
+            call, records, settings=settings, to=to, key=key, deliver_to=deliver_to, expires_in_s=expires_in_s
+        )
         return AsyncJob(job, self._threads)
 
     async def enqueue(
@@ -84,10 +87,13 @@ class AsyncFleet:
         to: str | None = None,
         key: str | None = None,
         deliver_to: Sequence[Target] = (),
+        expires_in_s: float | None = None,
     ) -> "AsyncJob":
         """As :meth:`Fleet.enqueue`."""
         call = self.fleet.enqueue
-        job = await self._threads.run(call, texts, ids=ids, settings=settings, to=to, key=key, deliver_to=deliver_to)
+        job = await self._threads.run(
+            call, texts, ids=ids, settings=settings, to=to, key=key, deliver_to=deliver_to, expires_in_s=expires_in_s
+        )
         return AsyncJob(job, self._threads)
 
     async def embed(

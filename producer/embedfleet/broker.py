@@ -11,25 +11,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from threading import Event
 
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_exponential_jitter
-
 from embedfleet.contract import JobSpec
 from embedfleet.envelope import Message
-from embedfleet.errors import BrokerUnavailable, ConfigurationError
+from embedfleet.errors import ConfigurationError
 from embedfleet.letters import MAX_LETTERS, Letter, Listing
 from embedfleet.masking import mask_url
 from embedfleet.settings import LANES, FleetSettings, Lane
 
 CONNECT_TIMEOUT_S = 5.0
 _CLOCK_S = 60.0  # between two looks at the broker's clock; a quartz drifts by a few ms meanwhile
-
-# Publishing again is harmless (a part is written once), so what may or may not have arrived is sent again.
-PUBLISH_POLICY = Retrying(
-    retry=retry_if_exception_type(BrokerUnavailable),
-    stop=stop_after_attempt(4) | stop_after_delay(15),
-    wait=wait_exponential_jitter(multiplier=0.2, max=3),
-    reraise=True,
-)
 
 
 def queue_name(prefix: str, model: str, revision: str | None, lane: str) -> str:

@@ -17,7 +17,7 @@ from embedfleet.contract import EmbedSettings, Overflow
 from embedfleet.destinations import Target, parse_destination
 from embedfleet.errors import ConfigurationError
 from embedfleet.jobstatus import JobStatus
-from embedfleet.options import embed_options, fleet_options, json_option, store_of, store_uri
+from embedfleet.options import embed_options, expires_option, fleet_options, json_option, store_of, store_uri
 from embedfleet.progress import bar, dead, say, say_deliveries
 from embedfleet.running import Source, command_line, exit_code, resumable, running
 from embedfleet.settings import FleetSettings, Lane
@@ -54,6 +54,7 @@ def cli() -> None:
 @id_field_option
 @key_option
 @deliver_option
+@expires_option
 @quiet_option
 @json_option
 @fleet_options
@@ -65,6 +66,7 @@ def embed(
     id_field: str | None,
     key: str | None,
     deliver_to: tuple[Target, ...],
+    expires_in_s: float | None,
     quiet: bool,
     as_json: bool,
     fleet: FleetSettings,
@@ -80,7 +82,14 @@ def embed(
     with running(fleet, store) as run, resumable(source.resume_hint()), bar(source.texts, quiet=quiet) as shown:
         before, begun = run.done_before(store, source.key), time.monotonic()
         records = run.supervised(source.records(), shown)
-        job = run.fleet.submit(records, settings=settings, to=store.uri, key=source.key, deliver_to=deliver_to)
+        job = run.fleet.submit(
+            records,
+            settings=settings,
+            to=store.uri,
+            key=source.key,
+            deliver_to=deliver_to,
+            expires_in_s=expires_in_s,
+        )
         summary = run.follow(job, begun, before, shown)
     say(summary, job, as_json=as_json)
     return exit_code(summary["state"], summary["errors"] + dead(summary))
@@ -93,6 +102,7 @@ def embed(
 @id_field_option
 @key_option
 @deliver_option
+@expires_option
 @json_option
 @fleet_options
 @embed_options
@@ -103,6 +113,7 @@ def submit(
     id_field: str | None,
     key: str | None,
     deliver_to: tuple[Target, ...],
+    expires_in_s: float | None,
     as_json: bool,
     fleet: FleetSettings,
     settings: EmbedSettings,
@@ -115,7 +126,12 @@ def submit(
         store = store_of(fleet, to)
         with resumable(source.resume_hint()):
             job = client.submit(
-                source.records(), settings=settings, to=store.uri, key=source.key, deliver_to=deliver_to
+                source.records(),
+                settings=settings,
+                to=store.uri,
+                key=source.key,
+                deliver_to=deliver_to,
+                expires_in_s=expires_in_s,
             )
     click.echo(json.dumps({"job": job.id, "uri": job.uri}) if as_json else job.uri)
 

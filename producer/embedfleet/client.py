@@ -19,7 +19,7 @@ from embedfleet.publishing import Publisher
 from embedfleet.records import Record, records_of
 from embedfleet.settings import FleetSettings, load
 from embedfleet.store import Store, open_store
-from embedfleet.submission import enqueue, publish_missing, submit
+from embedfleet.submission import check_expiry, enqueue, publish_missing, submit
 from embedfleet.tables import PartInfo, read_part
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class Fleet:
         to: str | None = None,
         key: str | None = None,
         deliver_to: Sequence[Target] = (),
+        expires_in_s: float | None = None,
     ) -> Job:
         """Embed any number of texts; returns when all are queued, in constant memory.
 
@@ -67,6 +68,8 @@ class Fleet:
         ``text``, whose other entries are carried along as strings. ``to``: folder or URI under which the job
         folder is made; default: EMBEDFLEET_STORE. ``key``: idempotency key; submitting again under the same
         key goes on where it stopped and does nothing twice. ``deliver_to``: where the vectors go after the store.
+        ``expires_in_s``: texts whose batch no worker has begun by then get the error ``expired``; a job that is gone on
+        with keeps its first expiry, and a retry has none.
 
         Raises SettingsError, ConfigurationError and BrokerUnavailable before anything is queued; InputError
         at a record that can't be used and JobMismatch at the first difference from an earlier submit. A text
@@ -78,7 +81,7 @@ class Fleet:
         ...     job.wait().totals.texts, [(row["id"], row["error"]) for row in job.rows()]
         (2, [('a', None), ('b', 'empty')])
         """
-        folder, spec = self._begin(settings, to, key, deliver_to)
+        folder, spec = self._begin(settings, to, key, deliver_to, expires_in_s=expires_in_s)
         with self._publisher(folder, spec) as publish:
             submit(folder, spec, records_of(records), publish)
         return Job(folder, self)
@@ -92,6 +95,7 @@ class Fleet:
         to: str | None = None,
         key: str | None = None,
         deliver_to: Sequence[Target] = (),
+        expires_in_s: float | None = None,
     ) -> Job:
         """Embed a few texts, from application code: a job of one batch and one message.
 
@@ -105,7 +109,7 @@ class Fleet:
         (2, ['q-1', 'q-2'])
         """
         records = few_records(texts, ids)
-        folder, spec = self._begin(settings, to, key, deliver_to)
+        folder, spec = self._begin(settings, to, key, deliver_to, expires_in_s=expires_in_s)
         try:
             with self._publisher(folder, spec, waits=False) as publish:
                 enqueue(folder, spec, records, publish)
@@ -217,13 +221,16 @@ class Fleet:
         key: str | None,
         deliver_to: Sequence[Target],
         parent: str | None = None,
+        expires_in_s: float | None = None,
     ) -> tuple[JobFolder, JobSpec]:
         """The folder and job.json of a new job, after everything that can be checked was."""
         resolved = models.resolve(settings or EmbedSettings(), self.settings.model)
+        check_expiry(expires_in_s)
         store = self._writable(to or self._store())
         if self.settings.store is not None:
             self._writable(self.settings.store)  # it names the open jobs
         self.broker.check(self._queue(resolved, "bulk"), *([self.broker.deliver_queue] if deliver_to else []))
+        expires_at = self.broker.clock() + expires_in_s if expires_in_s is not None else None
         folder = JobFolder(store, job_id_of(key if key is not None else uuid.uuid4().hex))
         spec = JobSpec(
             job=folder.job,
@@ -234,6 +241,7 @@ class Fleet:
             synthetic=self.settings.engine == "synthetic",
             deliver_to=tuple({destination.name: destination for destination in deliver_to}.values()),
             batching=Batching(),
+            expires_at=expires_at,
         )
         return folder, spec
 

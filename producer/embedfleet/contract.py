@@ -39,6 +39,7 @@ ErrorCode = Literal[
     "internal_error",  # a defect of embedfleet, met by this text's batch
     "dead_letter",  # no worker can do this text's batch; the message says why
     "cancelled",
+    "expired",  # no worker had begun this text's batch when its job expired
 ]
 
 
@@ -164,6 +165,11 @@ class JobSpec(Document):
     deliver_to: tuple[Destination, ...] = Field(default=(), exclude_if=lambda value: not value)
     inline: Inline | None = Field(
         default=None, exclude_if=lambda value: value is None, description="The texts, where there are no input files."
+    )
+    expires_at: float | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="Unix time in s on the broker's clock after which no batch is begun.",
     )
 
 

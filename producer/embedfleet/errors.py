@@ -4,6 +4,7 @@
     ├── Retryable                 the same call may succeed later
     │   ├── BrokerUnavailable
     │   ├── StoreUnavailable
+    │   ├── CacheUnavailable
     │   ├── EngineUnavailable
     │   ├── EngineFailed          at these texts; the engine goes on
     │   ├── DeadlineExceeded
@@ -46,16 +47,20 @@ class StoreUnavailable(Retryable):
     """The object store did not answer, or refused for now."""
 
 
+class CacheUnavailable(Retryable):
+    """The connection to the vector cache was lost. Never leaves the worker: it goes on without."""
+
+
 class EngineUnavailable(Retryable):
     """The engine stopped; another worker can do the work."""
 
 
 class EngineFailed(Retryable):
-    """The engine failed at what was inside, and goes on."""
+    """The engine failed at what it was given, and goes on without it."""
 
 
 class DeadlineExceeded(Retryable):
-    """The batch took the engine too long and was aborted."""
+    """The engine took longer than a batch may; what it had of it was aborted."""
 
 
 class DestinationUnavailable(Retryable):

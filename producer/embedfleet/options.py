@@ -13,9 +13,17 @@ from embedfleet.contract import EmbedSettings, describe
 from embedfleet.errors import ConfigurationError, SettingsError
 from embedfleet.settings import FleetSettings, load
 from embedfleet.store import Store, canonical_uri, open_store
+from embedfleet.submission import check_expiry
 
 Command = Callable[..., Any]
 
+expires_option = click.option(
+    "--expires-in-s",
+    type=float,
+    default=None,
+    callback=lambda _context, _option, typed: check_expiry(typed),
+    help="Texts that no worker has begun after so many seconds get the error `expired`; default: never.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="For machines: JSON on stdout.")
 
 

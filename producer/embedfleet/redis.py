@@ -9,7 +9,8 @@ from typing import Any
 
 from redis.exceptions import NoPermissionError, ReadOnlyError, RedisError
 
-from embedfleet.broker import CONNECT_TIMEOUT_S, PUBLISH_POLICY, Broker, masked_reason
+from embedfleet import policies
+from embedfleet.broker import CONNECT_TIMEOUT_S, Broker, masked_reason
 from embedfleet.envelope import Message, wrap
 from embedfleet.errors import BrokerUnavailable, ConfigurationError, WaitTimeout
 from embedfleet.letters import MAX_LETTERS, Letter, Listing, digest, listing
@@ -73,7 +74,7 @@ class RedisBroker(Broker):
     def publish_all(self, messages: Sequence[Message], queue: str) -> None:
         """In one request, where the consumers take from the other end."""
         if messages:
-            PUBLISH_POLICY(self._publish, messages, queue)
+            policies.BROKER(self._publish, messages, queue)
 
     def reply(self, key: str, payload: bytes) -> None:
         """Put an answer where its caller waits for it; it is forgotten after ten minutes."""

@@ -30,6 +30,7 @@ _PREFIX = "EMBEDFLEET_"
 _MIN_KEY = 16  # characters: what is shorter can be guessed from one signed message
 
 Lane = Literal["interactive", "bulk", "deliver"]
+DEADLINE_S: float = 600  # a batch of 65,536 tokens takes a CPU minutes and a GPU seconds
 LANES: tuple[Lane, ...] = ("interactive", "bulk", "deliver")
 # What Kubernetes sets in every container for a service whose name begins with embedfleet.
 _KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP)(_\w+)?)$")
@@ -75,6 +76,11 @@ class FleetSettings(BaseSettings):
     )
     lease_s: float = Field(
         default=30, ge=1, le=43_200, description="Seconds until a dead worker's batches go to another."
+    )
+    deadline_s: float = Field(
+        default=DEADLINE_S,
+        ge=1,
+        description="Seconds that a batch may be in the engine; then it is aborted and tried elsewhere, alone.",
     )
     grace_s: float = Field(
         default=25, ge=0, le=3600, description="Seconds in which a worker that is told to stop finishes what it began."

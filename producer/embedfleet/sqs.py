@@ -16,7 +16,8 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from embedfleet.broker import CONNECT_TIMEOUT_S, PUBLISH_POLICY, Broker, masked_reason
+from embedfleet import policies
+from embedfleet.broker import CONNECT_TIMEOUT_S, Broker, masked_reason
 from embedfleet.envelope import Message, wrap
 from embedfleet.errors import BrokerUnavailable, ConfigurationError
 from embedfleet.letters import MAX_LETTERS, Letter, Listing, listing
@@ -80,7 +81,7 @@ class SqsBroker(Broker):
         """By tens; what SQS did not take of a request is sent again."""
         for start in range(0, len(messages), TENS):
             left = list(messages[start : start + TENS])
-            PUBLISH_POLICY.copy()(self._send, left, queue)
+            policies.BROKER(self._send, left, queue)
 
     def depth(self, queue: str) -> int:
         """Messages waiting, approximately."""

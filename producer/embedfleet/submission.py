@@ -2,11 +2,12 @@
 
 import hashlib
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from embedfleet.batching import PlannedBatch, batches
 from embedfleet.contract import Batch, JobSpec, Sealed
-from embedfleet.errors import InputError, JobMismatch
+from embedfleet.errors import ConfigurationError, InputError, JobMismatch
 from embedfleet.jobfolder import JobFolder
 from embedfleet.records import Record
 from embedfleet.tables import fingerprint, inline_of, storable, write_input
@@ -17,6 +18,13 @@ Publish = Callable[[Batch], object]
 MAX_INLINE_BYTES = 200_000
 """Of a job.json with its texts: it is read for every look at the job."""
 _UNIQUE = "Ids must be unique within a job."
+
+
+def check_expiry(expires_in_s: float | None) -> float | None:
+    """The argument itself: a time to come, or none. Raises ConfigurationError."""
+    if expires_in_s is None or (isinstance(expires_in_s, int | float) and 0 < expires_in_s < math.inf):
+        return expires_in_s
+    raise ConfigurationError(f"expires_in_s: a number of seconds over 0 was expected, not {expires_in_s!r}.")
 
 
 def enqueue(folder: JobFolder, spec: JobSpec, records: Sequence[Record], publish: Publish) -> None:

@@ -92,13 +92,17 @@ class _InMemoryBroker(Broker):
             self.reply(message.reply_to, write_part(outcomes, message.settings.encoding, "embed", 0))
             return
         folder = JobFolder(open_store(message.to), message.job)
-        settings = folder.spec().settings
+        spec = folder.spec()
+        settings = spec.settings
         given = folder.input(message.batch)
         outcomes = _outcomes(given.ids, given.texts, settings)
         for row, reason in given.info.rejected.items():
             outcomes.rows[row].error = reason
+        if spec.expires_at is not None and self.clock() > spec.expires_at:
+            expired = "the job expired before this text was embedded"
+            outcomes.rows = [Outcome(record_id, error=("expired", expired)) for record_id in given.ids]
         folder.write_part(message.batch, write_part(outcomes, settings.encoding, folder.job, message.batch))
-        for destination in folder.spec().deliver_to:
+        for destination in spec.deliver_to:
             _confirm(folder, message.batch, destination.name)
 
     def announce(self, queue: str, worker: str, ttl_s: float) -> None:

@@ -83,6 +83,13 @@ DOCUMENTS: dict[str, Document] = {
         deliver_to=(Webhook(url="https://app.example/vectors"), Pgvector(table="public.docs")),
         inline=inline_of([Record("a", "the first text"), Record("ü/😀", "Straße – 東京 😀"), Record("c", None)]),
     ),
+    "job-expiring-v1.json": JobSpec(
+        job=JOB,
+        created_at="2026-11-20T13:56:00+00:00",
+        settings=DOCUMENT,
+        batching=Batching(),
+        expires_at=1_793_612_345.25,
+    ),
     "added-destination-v1.json": AddedDestination(destination=Pgvector(table="docs")),
     "receipt-v1.json": Receipt(
         job=JOB,

@@ -1,142 +1,193 @@
-"""The loop that feeds and steps vLLM: who goes first, what a text may cost, what becomes of work when it breaks."""
+"""vLLM in this process, in the engine's loop: what is aborted leaves nothing behind, what a failed step costs, hanging.
 
-import queue
+One engine for all, in the order of the file: the last test breaks it.
+"""
+
 import threading
+import time
 import warnings
-from collections.abc import Iterator
-from types import SimpleNamespace
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from embedfleet.errors import EngineUnavailable
-from embedfleet_worker.engine.base import Priority, Tokens
+from embedfleet.contract import EmbedSettings
+from embedfleet.errors import DeadlineExceeded, EngineFailed, EngineUnavailable
+from embedfleet.models import profile_of
+from embedfleet.settings import load
+from embedfleet_worker.engine.base import Embedded, Priority
+from embedfleet_worker.pipeline import NoCache, Pipeline
 
 with warnings.catch_warnings():  # of what vLLM imports
     warnings.simplefilter("ignore")
-    from embedfleet_worker.engine import vllm as module
+    from embedfleet_worker.engine.vllm import VllmEngine
 
-STEP_TEXTS = 4
-
-
-class StubEngine:
-    """Takes requests and answers STEP_TEXTS of them a step, by priority, as vLLM's scheduler does."""
-
-    def __init__(self) -> None:
-        self.requests: list[tuple[int, int, str, int]] = []
-        self.stepped = threading.Semaphore(0)
-        self.may_step = threading.Semaphore(0)
-        self.failure: Exception | None = None
-
-    def add_request(self, request: str, prompt: Any, params: Any, priority: int) -> None:
-        if prompt["prompt_token_ids"] == [0]:
-            raise ValueError("VLLMValidationError: no")
-        self.requests.append((priority, len(self.requests), request, prompt["prompt_token_ids"][0]))
-
-    def step(self) -> list[Any]:
-        self.may_step.acquire()
-        if self.failure is not None:
-            raise self.failure
-        self.requests.sort()
-        taken, self.requests = self.requests[:STEP_TEXTS], self.requests[STEP_TEXTS:]
-        self.stepped.release()
-        return [output(request, token) for _, _, request, token in taken]
+TEXTS = [f"text number {number} " * (1 + number % 9) for number in range(150)]  # more than are inside at once
+POISON = "a text with a ~ in it"
+"""``~`` is in no other text, and a token of its own."""
 
 
-def output(request: str, token: int) -> Any:
-    length = 3 if token == 3 else 2
-    return SimpleNamespace(request_id=request, outputs=SimpleNamespace(data=torch.full((length,), float(token))))
+class Engine:
+    """The engine, and what vLLM holds of its requests."""
 
+    def __init__(self, folder: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.engine = VllmEngine(profile_of(str(folder)), load(model=str(folder), dtype="float32"))
+        self.loop = self.engine._loop
+        vllm: Any = self.loop._engine
+        self.core = vllm._engine.engine_core.engine_core
+        self.front = vllm._engine
+        self.runner = self.core.model_executor.driver_worker.worker.model_runner
+        self.poison = self.engine.tokenise(["~"], truncate=False)[0].ids[0]
+        self.free_blocks = self.blocks()
 
-class Running:
-    """The loop in its thread."""
+    def embed(self, texts: list[str]) -> "Future[Embedded]":
+        return self.engine.embed(self.engine.tokenise(texts, truncate=False), Priority.BULK)
 
-    def __init__(self) -> None:
-        self.engine = StubEngine()
-        self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.loop = module._Loop(self.engine, self.inbox, STEP_TEXTS)
-        self.broke: list[Exception] = []
-        self.thread = threading.Thread(target=self._run)
+    def vectors(self, texts: list[str]) -> NDArray[np.float32]:
+        return self.embed(texts).result(60).vectors
 
-    def _run(self) -> None:
+    def blocks(self) -> int:
+        free: int = self.core.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+        return free
+
+    def holds_nothing(self) -> bool:
+        """No request anywhere, and the whole attention cache free."""
+        scheduler = self.core.scheduler
+        requests = len(scheduler.requests) + len(scheduler.running) + len(scheduler.waiting)
+        return (requests, self.front.get_num_unfinished_requests(), self.blocks()) == (0, 0, self.free_blocks)
+
+    @contextmanager
+    def failing(self, where: str, fail: Callable[[], object]) -> Iterator[None]:
+        """Inside, ``fail`` is called when the model computes, or vLLM takes in or finishes, a step with the poison."""
+        owner, name = {
+            "the model": (self.runner.model, "forward"),
+            "the runner": (self.runner, "execute_model"),
+            "the scheduler": (self.core.scheduler, "update_from_output"),
+        }[where]
+        method = getattr(owner, name)
+
+        def failing(*args: Any, **kwargs: Any) -> Any:
+            given = args[0] if args else kwargs["input_ids"]
+            if self._has_poison(given):
+                fail()
+            return method(*args, **kwargs)
+
+        setattr(owner, name, failing)
         try:
-            self.loop.run()
-        except RuntimeError as exc:
-            self.broke.append(exc)
-        self.loop.abandon(EngineUnavailable("it was closed"))
+            yield
+        finally:
+            delattr(owner, name)
 
-    def want(self, tokens: list[int], priority: Priority = Priority.BULK) -> Any:
-        prompts = [Tokens(str(token), [token], 1) for token in tokens]
-        work = module._Work(prompts, priority, np.empty((len(tokens), 2), np.float32))
-        self.inbox.put(work)
-        return work.future
-
-    def step(self) -> None:
-        self.engine.may_step.release()
-        assert self.engine.stepped.acquire(timeout=10)
+    def _has_poison(self, given: Any) -> bool:
+        if isinstance(given, torch.Tensor):
+            return bool((given == self.poison).any())
+        return any(self.poison in (request.prompt_token_ids or []) for request in given.scheduled_new_reqs)
 
 
-@pytest.fixture
-def running() -> Iterator[Running]:
-    made = Running()
-    yield made
-    made.inbox.put(None)
-    for _ in range(1000):
-        made.engine.may_step.release()
-    made.thread.join(10)
-    assert not made.thread.is_alive()
+@pytest.fixture(scope="module")
+def made(tiny_qwen3: Path) -> Iterator[Engine]:
+    found = Engine(tiny_qwen3)
+    yield found
+    found.engine.close()
 
 
-def test_vectors_come_in_the_order_of_the_prompts(running: Running) -> None:
-    wanted = [running.want(list(range(10, 20))), running.want([7, 8])]
-    running.thread.start()
-    for _ in range(3):
-        running.step()
-    assert wanted[0].result(10).vectors[:, 0].tolist() == list(range(10, 20))
-    assert wanted[1].result(10).vectors.tolist() == [[7, 7], [8, 8]]
+@pytest.fixture(scope="module")
+def before(made: Engine) -> NDArray[np.float32]:
+    """The vectors of an engine to which nothing has happened."""
+    return made.vectors(TEXTS)
 
 
-def test_an_interactive_text_is_in_the_next_step(running: Running) -> None:
-    """Whatever waits: only two steps of bulk are inside the engine, and there priority counts too."""
-    bulk = running.want(list(range(10, 500)))
-    running.thread.start()
-    running.step()
-    interactive = running.want([7], Priority.INTERACTIVE)
-    running.step()  # it may have begun before the text came
-    running.step()
-    assert interactive.result(10).vectors.tolist() == [[7, 7]]
-    assert not bulk.done()
-    assert len(running.engine.requests) <= 2 * STEP_TEXTS
+def out_of_memory() -> None:
+    torch.empty(10**15)
 
 
-def test_a_text_that_the_engine_refuses_costs_no_other_its_vector(running: Running) -> None:
-    wanted = running.want([5, 0, 6])
-    running.thread.start()
-    running.step()
-    found = wanted.result(10)
-    assert found.errors == {1: "the engine refused the text (VLLMValidationError: no)"}
-    assert found.vectors[[0, 2], 0].tolist() == [5, 6]
+def break_down() -> None:
+    raise RuntimeError(POISON)
 
 
-def test_a_vector_of_another_length_is_that_texts_error(running: Running) -> None:
-    wanted = running.want([5, 3, 6])
-    running.thread.start()
-    running.step()
-    assert list(wanted.result(10).errors) == [1]
-    assert "an array of (3,)" in wanted.result(10).errors[1]
+def test_what_is_aborted_leaves_nothing_behind(made: Engine, before: NDArray[np.float32]) -> None:
+    aborted, other = made.embed(TEXTS * 20), made.embed(TEXTS)
+    time.sleep(0.05)  # it may be inside by then, wholly waiting, or in a step
+    made.engine.abort(aborted)
+    with pytest.raises(DeadlineExceeded):
+        aborted.result(0)
+    np.testing.assert_allclose(other.result(60).vectors, before, atol=1e-5)  # in other company: the last bits differ
+    assert made.holds_nothing()
+    assert made.vectors(TEXTS).tobytes() == before.tobytes()
 
 
-def test_when_a_step_fails_everything_waiting_is_given_back(running: Running) -> None:
-    inside, waiting = running.want([5] * 20), running.want([6])
-    running.engine.failure = RuntimeError("it broke")
-    running.thread.start()
-    running.engine.may_step.release()
-    running.thread.join(10)
-    late = running.want([7])
-    running.loop.abandon(EngineUnavailable("it broke"))
-    for future in (inside, waiting, late):
-        with pytest.raises(EngineUnavailable):
-            future.result(10)
-    assert running.broke
+@pytest.mark.parametrize("where", ["the model", "the runner", "the scheduler"])
+@pytest.mark.parametrize("fail", [break_down, out_of_memory])
+def test_after_a_failed_step_the_vectors_are_those_of_before(
+    made: Engine,
+    before: NDArray[np.float32],
+    where: str,
+    fail: Callable[[], object],
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with made.failing(where, fail):
+        inside = made.embed([*TEXTS[:40], POISON, *TEXTS[40:]])
+        outside = made.embed(TEXTS)
+        with pytest.raises(EngineFailed, match="RuntimeError"):
+            inside.result(60)
+        np.testing.assert_allclose(outside.result(60).vectors, before, atol=1e-5)
+    assert made.vectors(TEXTS).tobytes() == before.tobytes()
+    assert made.holds_nothing()
+    assert not made.engine.dead.is_set()
+    assert POISON not in caplog.text + "".join(capfd.readouterr())
+
+
+def test_a_batch_that_is_alone_loses_only_the_text_that_breaks_the_engine(
+    made: Engine, before: NDArray[np.float32], tiny_qwen3: Path
+) -> None:
+    pipeline = Pipeline(made.engine, profile_of(str(tiny_qwen3)), NoCache())
+    texts = [*TEXTS[:77], POISON, *TEXTS[77:]]
+    settings = EmbedSettings(model=str(tiny_qwen3), dimensions=128)
+    with made.failing("the model", break_down):
+        outcomes = pipeline.run(
+            [str(row) for row in range(len(texts))],
+            texts,
+            settings,
+            priority=Priority.BULK,
+            alone=True,
+            deadline_s=60,
+        )
+    assert [row.id for row in outcomes.rows if row.error is not None] == ["77"]
+    assert outcomes.rows[77].error == (
+        "engine_error",
+        "the engine fails at this text (a step of the engine failed (RuntimeError))",
+    )
+    good = np.delete(outcomes.vectors, 77, axis=0)
+    np.testing.assert_allclose(good, before, atol=1e-5)
+
+
+def test_a_step_that_hangs_ends_every_wait(made: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(made.loop, "_hung_s", lambda: 0.5)
+    released, hanging = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        hanging.set()
+        released.wait(60)
+
+    with made.failing("the model", hang):
+        inside, waiting = made.embed([POISON]), made.embed(TEXTS * 20)
+        assert hanging.wait(30)
+        made.engine.abort(inside)
+        for future in (inside, waiting, made.embed(TEXTS)):
+            with pytest.raises(EngineUnavailable, match="hung"):
+                future.result(0)
+        assert made.engine.dead.is_set()
+        begun = time.monotonic()
+        made.engine.close()
+        assert time.monotonic() - begun < 10
+        released.set()
+        assert made.loop._ended.wait(30), "a thread that comes back ends"

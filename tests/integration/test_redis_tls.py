@@ -18,7 +18,7 @@ from cryptography.x509.oid import NameOID
 from kombu.exceptions import OperationalError
 from tenacity import stop_after_attempt
 
-from embedfleet import Fleet
+from embedfleet import Fleet, policies
 from embedfleet import broker as module
 from embedfleet.broker import Broker
 from embedfleet.contract import Batch
@@ -130,7 +130,7 @@ def answers(client: redis.Redis, server: "subprocess.Popen[bytes]") -> bool:
 @pytest.fixture
 def connect(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Broker]]:
     """Make brokers that try only once."""
-    monkeypatch.setattr(module.PUBLISH_POLICY, "stop", stop_after_attempt(1))
+    monkeypatch.setattr(policies.BROKER, "stop", stop_after_attempt(1))
     made: list[Broker] = []
 
     def broker(url: str) -> Broker:

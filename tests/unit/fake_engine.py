@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from embedfleet.errors import DeadlineExceeded, EngineFailed, EngineUnavailable
 from embedfleet_worker.engine.base import Embedded, Identity, Priority, Tokens
 
 IDENTITY = Identity(
@@ -34,6 +35,13 @@ class FakeEngine:
         self.spoiled: dict[str, NDArray[np.float32]] = {}
         self.refused: dict[str, str] = {}
         self.failure: BaseException | None = None
+        self.breaking: set[str] = set()
+        """Prompts that fail whatever they are with."""
+        self.slow: set[str] = set()
+        """Prompts with which nothing ends before it is aborted."""
+        self.untokenisable: set[str] = set()
+        self.hangs = False
+        """Whether nothing can be aborted."""
         self.before: Callable[[], object] = lambda: None
         """Called when vectors are wanted, in the thread that wants them."""
         self.asked: list[list[str]] = []
@@ -51,6 +59,8 @@ class FakeEngine:
         return vector / np.linalg.norm(vector)
 
     def tokenise(self, prompts: Sequence[str], *, truncate: bool) -> list[Tokens]:
+        if self.untokenisable.intersection(prompts):
+            raise ValueError("a text")
         return [self._tokens(prompt, truncate) for prompt in prompts]
 
     def embed(self, prompts: Sequence[Tokens], priority: Priority) -> "Future[Embedded]":
@@ -58,12 +68,24 @@ class FakeEngine:
         self.asked.append([tokens.prompt for tokens in prompts])
         self.priorities.append(priority)
         future: Future[Embedded] = Future()
+        wanted = set(self.asked[-1])
         if self.failure is not None:
             future.set_exception(self.failure)
-        else:
+        elif wanted & self.breaking:
+            future.set_exception(EngineFailed("a step of the engine failed (RuntimeError)"))
+        elif not wanted & self.slow:
             errors = {row: self.refused[t.prompt] for row, t in enumerate(prompts) if t.prompt in self.refused}
             future.set_result(Embedded(self._vectors(prompts), errors))
         return future
+
+    def abort(self, future: "Future[Embedded]") -> None:
+        if future.done():
+            return
+        if self.hangs:
+            self.dead.set()
+            future.set_exception(EngineUnavailable("engine: it hung"))
+        else:
+            future.set_exception(DeadlineExceeded("aborted"))
 
     def close(self) -> None:
         pass

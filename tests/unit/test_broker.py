@@ -16,6 +16,7 @@ import pytest
 from tenacity import stop_after_attempt, wait_none
 
 from embedfleet import broker as module
+from embedfleet import policies
 from embedfleet import redis as redis_module
 from embedfleet.broker import Broker, connect
 from embedfleet.contract import Batch
@@ -59,7 +60,7 @@ def closed() -> Iterator[Broker]:
 
 @pytest.fixture
 def _one_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.PUBLISH_POLICY, "stop", stop_after_attempt(1))
+    monkeypatch.setattr(policies.BROKER, "stop", stop_after_attempt(1))
 
 
 @pytest.mark.usefixtures("_one_attempt")
@@ -75,7 +76,7 @@ def test_a_broker_that_is_not_there_is_named_at_once_and_its_password_never(clos
 
 
 def test_publishing_is_tried_four_times(closed: RedisBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.PUBLISH_POLICY, "wait", wait_none())
+    monkeypatch.setattr(policies.BROKER, "wait", wait_none())
     attempts: list[object] = []
 
     def refuse(*_: object, **__: object) -> None:
@@ -219,7 +220,7 @@ def test_certificates_are_verified_unless_the_url_says_otherwise() -> None:
 def test_a_server_that_hangs_stops_publishing_in_bounded_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis_module, "CONNECT_TIMEOUT_S", 0.2)
     monkeypatch.setattr(redis_module, "_BLOCK_S", 0)
-    monkeypatch.setattr(module.PUBLISH_POLICY, "wait", wait_none())
+    monkeypatch.setattr(policies.BROKER, "wait", wait_none())
     with running_redis(tmp_path) as server:
         connected = connect(load(broker_url=server.url))
         connected.publish(BATCH, "q")

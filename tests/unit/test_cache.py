@@ -142,7 +142,7 @@ def test_a_cache_that_comes_back_is_used_again(tmp_path: Path, monkeypatch: pyte
 
 def test_the_pause_ends(monkeypatch: pytest.MonkeyPatch, silent: str) -> None:
     cache = VectorCache(silent, 2)
-    cache._pass_by(ConnectionError())
+    cache.get([b"k"])
     assert cache._is_down()
     later = time.monotonic() + module._PAUSE_S
     monkeypatch.setattr(time, "monotonic", lambda: later)

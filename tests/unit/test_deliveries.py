@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tenacity import stop_after_attempt
 
-from embedfleet import Fleet, Pgvector, Webhook
+from embedfleet import Fleet, Pgvector, Webhook, policies
 from embedfleet.broker import Broker
 from embedfleet.contract import Batch, Delivery
 from embedfleet.destinations import Target, parse_destination
@@ -28,7 +29,8 @@ from embedfleet_worker import deliveries as module
 from embedfleet_worker.deliveries import Deliveries, again_in_s
 from embedfleet_worker.destinations.base import Parcel
 from embedfleet_worker.pipeline import NoCache, Pipeline
-from embedfleet_worker.settling import STORE_POLICY, GiveBack
+from embedfleet_worker.settling import GiveBack
+from embedfleet_worker.starts import FolderCounts
 from embedfleet_worker.tasks import Tasks
 from embedfleet_worker.telemetry import Metrics
 from tests.unit.fake_engine import FakeEngine
@@ -95,6 +97,7 @@ def message(raw: bytes) -> Any:
 
 @pytest.fixture
 def world(redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(policies.DESTINATION, "stop", stop_after_attempt(1))  # each try is what the test says it is
     made = World(redis_server, tmp_path / "store", monkeypatch)
     yield made
     made.fleet.close()
@@ -138,7 +141,8 @@ def test_the_same_batch_again_changes_nothing_once_it_is_delivered(world: World)
 
 def test_a_worker_that_died_between_part_and_hand_over_loses_no_delivery(world: World) -> None:
     job = world.fleet.submit(["a"], deliver_to=[TABLE])
-    world.tasks._commit(job.folder, 0)  # and dies
+    batch = Batch(to=job.folder.store.uri, job=job.id, batch=0, tokens=1)
+    world.tasks._commit(job.folder, batch, FolderCounts(job.folder, 0, times=1))  # and dies
     assert world.queued() == []
     assert world.fleet.republish(job) == 1
     world.embed(job)
@@ -283,6 +287,16 @@ def test_after_a_day_of_failures_a_delivery_is_dead(world: World) -> None:
     assert job.status().deliveries[0].reason == "given up after 24 h: it answered 500"
 
 
+def test_a_blip_of_a_destination_costs_no_give_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policies.DESTINATION, "stop", stop_after_attempt(2))
+    job = world.fleet.submit(["a"], deliver_to=[TABLE])
+    world.embed(job)
+    [queued] = world.queued()
+    world.recorder.failures = [DestinationUnavailable("a blip")]
+    world.deliveries.deliver(queued.model_dump(mode="json"))
+    assert job.status().deliveries[0].confirmed == 1
+
+
 def test_a_receipt_that_can_not_be_written_means_the_delivery_comes_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,7 +304,7 @@ def test_a_receipt_that_can_not_be_written_means_the_delivery_comes_again(
 
     from embedfleet.folder import Folder
 
-    monkeypatch.setattr(STORE_POLICY, "wait", wait_none())
+    monkeypatch.setattr(policies.STORE, "wait", wait_none())
     job = world.fleet.submit(["a"], deliver_to=[TABLE])
     world.embed(job)
     [queued] = world.queued()

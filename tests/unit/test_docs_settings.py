@@ -11,6 +11,7 @@ from embedfleet import entry
 from embedfleet.contract import EmbedSettings, ErrorCode
 from embedfleet.settings import FleetSettings
 from embedfleet_worker import __main__ as worker
+from embedfleet_worker import serving
 
 DOCS = Path(__file__).parents[2] / "docs"
 OPERATIONS = (DOCS / "operations.md").read_text(encoding="utf-8")
@@ -64,5 +65,5 @@ def test_each_error_code_has_a_row_and_there_is_no_other() -> None:
 def test_each_exit_code_has_a_row_and_there_is_no_other() -> None:
     section = ARCHITECTURE.partition("## Exit codes")[2].partition("\n## ")[0]
     of_commands = {0, 1, entry._EXIT_USAGE, entry._EXIT_UNFINISHED}
-    of_workers = {0, worker._EXIT_CONFIGURATION, worker._EXIT_ENGINE, worker._EXIT_TRY_AGAIN}
+    of_workers = {0, worker._EXIT_CONFIGURATION, serving.EXIT_ENGINE, worker._EXIT_TRY_AGAIN}
     assert {int(code) for code in re.findall(r"^\| `(\d+)` \|", section, re.MULTILINE)} == of_commands | of_workers

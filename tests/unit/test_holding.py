@@ -1,4 +1,4 @@
-"""What a worker holds, with leases of a stand-in that says what it was told: room, renewals, settling, pauses, going."""
+"""What a worker holds, with leases of a stand-in that says what it was told: room, renewal, settling, pauses, going."""
 
 import threading
 import time

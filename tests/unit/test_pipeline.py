@@ -1,5 +1,7 @@
 """The pipeline with a fake engine: one outcome a text, neighbours unharmed, a hit bit for bit a miss."""
 
+import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,11 +12,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from embedfleet.contract import EmbedSettings, Encoding
-from embedfleet.errors import EngineUnavailable
+from embedfleet.errors import DeadlineExceeded, EngineFailed, EngineUnavailable
 from embedfleet.models import ModelProfile
 from embedfleet.tables import Outcomes, read_part, write_part
 from embedfleet_worker.cache import Entry, VectorCache
-from embedfleet_worker.engine.base import Priority
+from embedfleet_worker.engine.base import Priority, Tokens
 from embedfleet_worker.pipeline import Cache, NoCache, Pipeline, Problem
 from tests.unit.fake_engine import FakeEngine
 from tests.unit.redis_server import RedisServer, running_redis
@@ -59,10 +61,13 @@ def run(
     cache: Cache | None = None,
     rejected: dict[int, Problem] | None = None,
     salt: str = "",
+    deadline_s: float = 60,
+    *,
+    alone: bool = False,
 ) -> Outcomes:
     ids = [f"id-{row}" for row in range(len(texts))]
     pipeline = Pipeline(engine, PROFILE, cache or NoCache(), salt)
-    return pipeline.run(ids, texts, how, priority=Priority.BULK, rejected=rejected)
+    return pipeline.run(ids, texts, how, priority=Priority.BULK, deadline_s=deadline_s, rejected=rejected, alone=alone)
 
 
 def errors(outcomes: Outcomes) -> list[str | None]:
@@ -123,7 +128,8 @@ def test_nothing_to_compute_asks_nothing_of_the_engine(engine: FakeEngine) -> No
 
 
 def test_the_priority_reaches_the_engine(engine: FakeEngine) -> None:
-    Pipeline(engine, PROFILE, NoCache()).run(["1"], ["a"], PLAIN, priority=Priority.INTERACTIVE)
+    pipeline = Pipeline(engine, PROFILE, NoCache())
+    pipeline.run(["1"], ["a"], PLAIN, priority=Priority.INTERACTIVE, deadline_s=60)
     assert engine.priorities == [Priority.INTERACTIVE]
 
 
@@ -380,6 +386,80 @@ def test_an_engine_that_is_gone_is_for_the_caller_to_handle(engine: FakeEngine) 
     with pytest.raises(EngineUnavailable, match="it broke"):
         run(engine, ["a"], cache=cache)
     assert cache.kept == {}
+
+
+FAILURES: dict[str, tuple[str, type[Exception], str]] = {
+    "a step that fails": ("breaking", EngineFailed, "a step of the engine failed (RuntimeError)"),
+    "a step that never ends": ("slow", DeadlineExceeded, "the engine took longer than 0.02 s"),
+    "a tokenizer that fails": ("untokenisable", EngineFailed, "the tokenizer failed: ValueError"),
+}
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_what_fails_among_others_goes_up(engine: FakeEngine, kind: str) -> None:
+    among, raised, said = FAILURES[kind]
+    getattr(engine, among).add("bad")
+    with pytest.raises(raised, match=re.escape(said)):
+        run(engine, ["a", "bad", "b"], deadline_s=0.02)
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_alone_it_is_found_and_costs_no_other_text_its_vector(
+    engine: FakeEngine, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    among, _, said = FAILURES[kind]
+    getattr(engine, among).add("bad")
+    cache = DictCache()
+    outcomes = run(engine, ["a", "bad", "b", "c", "", "bad"], cache=cache, deadline_s=0.02, alone=True)
+    assert errors(outcomes) == [None, "engine_error", None, None, "empty", "engine_error"]
+    assert message(outcomes, 1) == f"the engine fails at this text ({said})"
+    for row, text in ((0, "a"), (2, "b"), (3, "c")):
+        assert outcomes.vectors[row].tobytes() == engine.vector(text).tobytes()
+    assert len(cache.kept) == 3
+    assert "a text" not in caplog.text
+
+
+def test_alone_and_nothing_wrong_is_one_request(engine: FakeEngine) -> None:
+    assert errors(run(engine, ["a", "b", LONG], alone=True)) == [None, None, "too_long"]
+    assert engine.asked == [["a", "b"]]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_engine_that_hangs_goes_up_from_wherever_it_does(engine: FakeEngine, *, alone: bool) -> None:
+    engine.slow, engine.hangs = {"bad"}, True
+    cache = DictCache()
+    with pytest.raises(EngineUnavailable, match="hung"):
+        run(engine, ["a", "bad"], cache=cache, deadline_s=0.02, alone=alone)
+    assert engine.dead.is_set()
+
+
+def test_what_was_computed_before_the_engine_died_is_cached(engine: FakeEngine) -> None:
+    engine.breaking, engine.slow, engine.hangs = {"bad"}, {"worse"}, True
+    cache = DictCache()
+    with pytest.raises(EngineUnavailable):
+        run(engine, ["a", "b", "bad", "worse"], cache=cache, deadline_s=0.02, alone=True)
+    assert {entry.vector.tobytes() for entry in cache.kept.values()} == {engine.vector(t).tobytes() for t in "ab"}
+
+
+def test_the_tokenizers_time_is_part_of_the_deadline(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine.slow = {"a"}
+    tokenise = engine.tokenise
+
+    def slowly(prompts: Sequence[str], *, truncate: bool) -> list[Tokens]:
+        time.sleep(0.5)
+        return tokenise(prompts, truncate=truncate)
+
+    monkeypatch.setattr(engine, "tokenise", slowly)
+    begun = time.monotonic()
+    with pytest.raises(DeadlineExceeded):
+        run(engine, ["a"], deadline_s=0.5)
+    assert time.monotonic() - begun < 0.9
+
+
+def test_an_error_of_its_own_in_the_engines_answer_is_no_deadline(engine: FakeEngine) -> None:
+    engine.failure = TimeoutError()
+    with pytest.raises(TimeoutError):
+        run(engine, ["a"])
 
 
 # Any batch at all

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 from tenacity import wait_none
 
-from embedfleet import EmbedSettings, Fleet, doctor
-from embedfleet import broker as module
+from embedfleet import EmbedSettings, Fleet, doctor, policies
 from embedfleet.broker import connect
 from embedfleet.contract import Batch
 from embedfleet.envelope import AT
@@ -37,7 +36,7 @@ def settings(proxy: aws.Proxy) -> FleetSettings:
 @pytest.fixture
 def broker(settings: FleetSettings, monkeypatch: pytest.MonkeyPatch) -> Iterator[SqsBroker]:
     """At queues that are there; it waits for nothing between tries."""
-    monkeypatch.setattr(module.PUBLISH_POLICY, "wait", wait_none())
+    monkeypatch.setattr(policies.BROKER, "wait", wait_none())
     with sqs_queues.made(settings) as made:
         yield made
 
@@ -46,7 +45,7 @@ def broker(settings: FleetSettings, monkeypatch: pytest.MonkeyPatch) -> Iterator
 def impatient(settings: FleetSettings, monkeypatch: pytest.MonkeyPatch) -> Iterator[SqsBroker]:
     """One that gives up soon what hangs."""
     quick(monkeypatch)
-    monkeypatch.setattr(module.PUBLISH_POLICY, "wait", wait_none())
+    monkeypatch.setattr(policies.BROKER, "wait", wait_none())
     with sqs_queues.made(settings) as made:
         yield made
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedfleet.errors import EngineUnavailable
+from embedfleet.errors import DeadlineExceeded, EngineUnavailable
 from embedfleet.models import DEFAULT_MODEL, profile_of
 from embedfleet.settings import load
 from embedfleet.synthetic import synthetic_vectors
@@ -76,3 +76,26 @@ def test_what_comes_after_it_closed_can_be_given_back() -> None:
     made.close()
     with pytest.raises(EngineUnavailable):
         embed(made, "a").result(10)
+
+
+def test_what_is_aborted_costs_no_more_time_and_the_next_goes_on() -> None:
+    made = engine(synthetic_texts_per_s=10)
+    begun = time.monotonic()
+    inside, waiting = embed(made, *["a"] * 1000), embed(made, *["b"] * 1000)
+    made.abort(waiting)
+    made.abort(inside)
+    for future in (inside, waiting):
+        assert isinstance(future.exception(0), DeadlineExceeded)
+    assert embed(made, "c").result(10).vectors.shape == (1, 384)
+    assert time.monotonic() - begun < 5
+    assert not made.dead.is_set()
+    made.close()
+
+
+def test_aborting_what_is_done_changes_nothing() -> None:
+    made = engine()
+    done = embed(made, "a")
+    assert done.result(10).vectors.shape == (1, 384)
+    made.abort(done)
+    assert done.exception(0) is None
+    made.close()

@@ -3,7 +3,9 @@
 Nothing but GiveBack ever leaves a task, because Celery loses the message of a task that raises.
 """
 
+import dataclasses
 import json
+import math
 import threading
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 from tenacity import wait_none
 
-from embedfleet import models
+from embedfleet import models, policies
 from embedfleet.broker import Broker, connect
 from embedfleet.contract import Batch, Batching, EmbedSettings, JobSpec, Request
 from embedfleet.errors import BrokerUnavailable, EngineUnavailable, StoreUnavailable
@@ -101,7 +103,7 @@ def worker(store: Folder, broker: Broker, redis_server: RedisServer) -> Worker:
 
 @pytest.fixture(autouse=True)
 def _no_waiting_between_tries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settling.STORE_POLICY, "wait", wait_none())
+    monkeypatch.setattr(policies.STORE, "wait", wait_none())
 
 
 # A batch
@@ -140,6 +142,41 @@ def test_a_cancelled_job_ends_with_that_error_for_every_text(worker: Worker) -> 
     worker.tasks.embed(message)
     assert worker.errors() == ["cancelled"] * 4
     assert worker.engine.asked == []
+
+
+def test_a_job_that_expired_ends_with_that_error_for_every_text(worker: Worker) -> None:
+    worker.tasks.embed(worker.submit(expires_at=worker.tasks.broker.clock() - 0.001))
+    assert worker.errors() == ["expired"] * 4
+    assert worker.engine.asked == []
+    assert worker.dead_letters() == []
+
+
+def test_a_job_that_has_not_expired_is_embedded(worker: Worker) -> None:
+    worker.tasks.embed(worker.submit(expires_at=worker.tasks.broker.clock() + 60))
+    assert worker.errors() == [None, "empty", None, None]
+
+
+def test_what_is_begun_in_time_is_finished(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = worker.submit(expires_at=worker.tasks.broker.clock() + 60)
+    worker.engine.before = lambda: monkeypatch.setattr(RedisBroker, "clock", lambda _: math.inf)
+    worker.tasks.embed(message)
+    assert worker.errors() == [None, "empty", None, None]
+
+
+def test_when_a_job_expires_is_told_by_the_brokers_clock(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RedisBroker, "clock", lambda _: 1000.5)
+    worker.tasks.embed(worker.submit(expires_at=1000.0))
+    assert worker.errors() == ["expired"] * 4
+
+
+def test_a_broker_whose_clock_can_not_be_asked_gives_the_batch_back(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = worker.submit(expires_at=1.0)
+    monkeypatch.setattr(RedisBroker, "clock", raising(BrokerUnavailable("gone")))
+    with pytest.raises(GiveBack):
+        worker.tasks.embed(message)
+    assert not worker.folder.has_part(0)
 
 
 def test_texts_the_producer_could_not_store_keep_their_reasons(worker: Worker) -> None:
@@ -280,14 +317,28 @@ def test_a_batch_that_is_not_there_is_a_dead_letter(worker: Worker) -> None:
     assert "00000005.parquet" in worker.reason()
 
 
-@pytest.mark.parametrize("name", ["job.json", "input/00000000.parquet"])
-@pytest.mark.parametrize("content", [b"", b"{", b'{"version":2}', b"\xff", b"[" * 100_000, b"PAR1PAR1", b"null"])
-def test_a_job_folder_nobody_can_read_is_a_dead_letter(worker: Worker, name: str, content: bytes) -> None:
+UNREADABLE = [b"", b"{", b'{"version":2}', b"\xff", b"[" * 100_000, b"PAR1PAR1", b"null"]
+
+
+@pytest.mark.parametrize("content", UNREADABLE)
+def test_a_job_nobody_can_read_is_a_dead_letter(worker: Worker, content: bytes) -> None:
     message = worker.submit()
-    (worker.store.folder / JOB / name).write_bytes(content)
+    (worker.store.folder / JOB / "job.json").write_bytes(content)
     worker.tasks.embed(message)
-    assert name in worker.reason()
+    assert "job.json" in worker.reason()
     assert not worker.folder.has_part(0)
+
+
+@pytest.mark.parametrize("content", UNREADABLE)
+def test_an_input_nobody_can_read_ends_as_a_part_that_names_it(worker: Worker, content: bytes) -> None:
+    """Else its job would never end. Which texts it held, nobody can say any more."""
+    message = worker.submit()
+    (worker.store.folder / JOB / "input/00000000.parquet").write_bytes(content)
+    worker.tasks.embed(message)
+    assert "input/00000000.parquet" in worker.reason()
+    [row] = worker.part()
+    assert (row["id"], row["error"]) == ("input/00000000.parquet", "dead_letter")
+    assert starts(worker) == {}
 
 
 # Give-backs: another try, here or elsewhere, may succeed
@@ -298,6 +349,16 @@ def test_an_engine_that_is_gone_gives_the_batch_back(worker: Worker) -> None:
     worker.engine.failure = EngineUnavailable("it broke")
     with pytest.raises(GiveBack, match="it broke"):
         worker.tasks.embed(message)
+    assert not worker.folder.has_part(0)
+    assert worker.dead_letters() == []
+
+
+@pytest.mark.parametrize("kind", ["breaking", "slow", "untokenisable"])
+def test_what_breaks_the_engine_or_takes_too_long_gives_the_batch_back(worker: Worker, kind: str) -> None:
+    """Among others; alone, the pipeline finds the texts that do."""
+    getattr(worker.engine, kind).add("b")
+    with pytest.raises(GiveBack):
+        dataclasses.replace(worker.tasks, deadline_s=0.1).embed(worker.submit())
     assert not worker.folder.has_part(0)
     assert worker.dead_letters() == []
 
@@ -526,6 +587,28 @@ def test_a_job_for_another_revision_or_kind_of_engine_is_a_dead_letter(worker: W
     worker.tasks.embed(message)
     assert "this worker" in worker.reason()
     assert not worker.folder.has_part(0)
+
+
+def test_a_request_is_in_the_engine_no_longer_than_a_batch_may(worker: Worker) -> None:
+    worker.engine.slow = {"a"}
+    with pytest.raises(GiveBack):
+        dataclasses.replace(worker.tasks, deadline_s=0.2).answer(request(worker))
+    assert len(starts(worker)) == 1
+
+
+def test_a_request_is_in_the_engine_no_longer_than_somebody_waits(worker: Worker) -> None:
+    """Which is nobody's fault, and is not tried again."""
+    worker.engine.slow = {"a"}
+    worker.tasks.answer(request(worker, in_s=0.3))
+    assert starts(worker) == {}
+    found = reply(worker)
+    assert found is not None
+    assert set(read_part(found, "reply")[0]["error"].to_pylist()) == {"expired"}
+
+
+def starts(worker: Worker) -> dict[bytes, bytes]:
+    """Starts that were charged."""
+    return worker.server.client.hgetall(f"{worker.tasks.broker.lane('bulk')}-starts")
 
 
 def test_a_request_is_given_back_by_an_engine_that_is_gone(worker: Worker) -> None:

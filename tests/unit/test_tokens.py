@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import NormalizedString, Tokenizer
 
-from embedfleet.errors import ConfigurationError
+from embedfleet.errors import ConfigurationError, EngineFailed
 from embedfleet_worker.tokens import Tokeniser
 
 LONG = "the thin inn " * 400
@@ -117,3 +117,29 @@ def test_whatever_the_text_the_limit_holds_and_the_count_is_that_of_the_whole(
 def test_a_folder_without_a_fast_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"it has no tokenizer.json. Save it with a fast tokenizer"):
         Tokeniser(tmp_path, 16)
+
+
+def test_a_tokenizer_that_panics_is_a_failure_that_can_be_handled(
+    tiny_qwen3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A panic of Rust code is no Exception; nothing would answer for the batch."""
+
+    class Panicking:
+        def encode_batch_fast(self, _: list[str]) -> None:
+            NormalizedString("a").filter(lambda _: 1 / 0)
+
+    tokeniser = Tokeniser(tiny_qwen3, 512)
+    monkeypatch.setattr(tokeniser, "_whole", Panicking())
+    with pytest.raises(EngineFailed, match="panicked"):
+        tokeniser.encode(["a"], truncate=False)
+
+
+def test_what_must_end_the_process_is_no_panic(tiny_qwen3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ending:
+        def encode_batch_fast(self, _: list[str]) -> None:
+            raise SystemExit
+
+    tokeniser = Tokeniser(tiny_qwen3, 512)
+    monkeypatch.setattr(tokeniser, "_whole", Ending())
+    with pytest.raises(SystemExit):
+        tokeniser.encode(["a"], truncate=False)

@@ -1,4 +1,4 @@
-"""Celery's side of the transport, on a real Redis: lanes, leases before deliveries, poison, servers that go and come."""
+"""Celery's side of the transport, on a real Redis: lanes, leases before deliveries, poison, servers that go, come."""
 
 import json
 import logging

@@ -121,7 +121,9 @@ def _work(
     if pipeline is None:  # Celery would drop what it does not know
         work |= dict.fromkeys((TASK_EMBED, TASK_ANSWER), partial(refuse, broker))
     else:
-        tasks = Tasks(pipeline, broker, settings.model, settings.stores, metrics, starts)
+        tasks = Tasks(
+            pipeline, broker, settings.model, settings.stores, metrics, starts, deadline_s=settings.deadline_s
+        )
         work |= {TASK_EMBED: tasks.embed, TASK_ANSWER: tasks.answer}
     return work
 

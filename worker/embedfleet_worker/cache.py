@@ -8,13 +8,16 @@ import json
 import logging
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
+from embedfleet import policies
+from embedfleet.errors import CacheUnavailable
 from embedfleet.redisclient import check_redis_url, client_of
 from embedfleet_worker.engine.base import Identity
 
@@ -66,24 +69,37 @@ class VectorCache:
         """One entry a key, None where there is none; one round trip."""
         if not keys or self._is_down():
             return [None] * len(keys)
-        try:
-            values = self._redis.mget(keys)
-        except (RedisError, OSError) as exc:
-            self._pass_by(exc)
-            return [None] * len(keys)
-        return [self._decode(value) for value in values]
+        values = self._ask(lambda: self._redis.mget(keys))
+        return [None] * len(keys) if values is None else [self._decode(value) for value in values]
 
     def set(self, entries: Sequence[tuple[bytes, Entry]]) -> None:
         """Keep the entries; one round trip."""
         if not entries or self._is_down():
             return
-        pipe = self._redis.pipeline(transaction=False)
-        for key, entry in entries:
-            pipe.set(key, _HEAD.pack(entry.n_tokens, entry.truncated) + entry.vector.tobytes(), ex=_TTL_S)
+
+        def put() -> object:
+            pipe = self._redis.pipeline(transaction=False)
+            for key, entry in entries:
+                pipe.set(key, _HEAD.pack(entry.n_tokens, entry.truncated) + entry.vector.tobytes(), ex=_TTL_S)
+            return pipe.execute()
+
+        self._ask(put)
+
+    def _ask(self, operation: Callable[[], Any]) -> Any:
+        """What it answers; None when it is passed by from now on."""
+
+        def ask() -> Any:
+            try:
+                return operation()
+            except RedisConnectionError as exc:  # not a timeout: that has cost enough
+                raise CacheUnavailable(type(exc).__name__) from None
+
         try:
-            pipe.execute()
-        except (RedisError, OSError) as exc:
-            self._pass_by(exc)
+            return policies.CACHE(ask)
+        except (CacheUnavailable, RedisError, OSError) as exc:
+            self._down_until = time.monotonic() + _PAUSE_S
+            log.warning("cache: passed by for %g s (%s)", _PAUSE_S, type(exc).__name__)
+            return None
 
     def _decode(self, value: bytes | None) -> Entry | None:
         if value is None or len(value) != self._size:
@@ -93,7 +109,3 @@ class VectorCache:
 
     def _is_down(self) -> bool:
         return time.monotonic() < self._down_until
-
-    def _pass_by(self, exc: Exception) -> None:
-        self._down_until = time.monotonic() + _PAUSE_S
-        log.warning("cache: passed by for %g s (%s)", _PAUSE_S, type(exc).__name__)

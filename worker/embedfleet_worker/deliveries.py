@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from embedfleet import policies
 from embedfleet.broker import Broker
 from embedfleet.contract import Delivery, Receipt
 from embedfleet.destinations import Target
@@ -18,7 +19,7 @@ from embedfleet.settings import FleetSettings
 from embedfleet.store import check_allowed, open_store
 from embedfleet_worker import logs, telemetry
 from embedfleet_worker.destinations.base import Destination, Parcel
-from embedfleet_worker.settling import STORE_POLICY, GiveBack, Turns, log_defect, settle
+from embedfleet_worker.settling import GiveBack, Turns, log_defect, settle
 from embedfleet_worker.telemetry import Metrics
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ class Deliveries:
         receipt = self._receipt(target, Parcel(folder, delivery.batch, delivery.destination))
         if receipt.state != "confirmed" and _is_confirmed(folder, delivery):
             return  # by another copy of this message meanwhile
-        STORE_POLICY.copy()(folder.write_receipt, receipt)
+        policies.STORE(folder.write_receipt, receipt)
         telemetry.ended(receipt.state)
         self._metrics.delivery(target.kind, receipt.state)
         level = logging.INFO if receipt.state == "confirmed" else logging.ERROR
@@ -96,7 +97,7 @@ class Deliveries:
         """How the delivery ended. Raises GiveBack when it has not."""
         state: Literal["confirmed", "dead"] = "confirmed"
         try:
-            detail = self._destination(target).deliver(target, parcel)
+            detail = policies.DESTINATION(self._destination(target).deliver, target, parcel)
         except DestinationUnavailable as exc:
             age_s = _age_s(parcel, str(exc))
             if age_s <= _GIVE_UP_S:
@@ -138,7 +139,7 @@ def _age_s(parcel: Parcel, reason: str) -> float:
     receipt = parcel.folder.receipt(parcel.destination, parcel.batch)
     if receipt is None or receipt.state != "waiting":
         written = waiting(parcel.folder.job, parcel.batch, parcel.destination, reason)
-        STORE_POLICY.copy()(parcel.folder.write_receipt, written)
+        policies.STORE(parcel.folder.write_receipt, written)
         return 0.0
     return max((datetime.now(UTC) - datetime.fromisoformat(receipt.at)).total_seconds(), 0.0)
 

@@ -1,7 +1,9 @@
 """Texts to outcomes: prompts → cache → tokens → engine → checks → dimensions. Imports no driver and no store."""
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import wait
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, Protocol
@@ -9,14 +11,18 @@ from typing import Any, Protocol
 import numpy as np
 
 from embedfleet.contract import EmbedSettings, ErrorCode
+from embedfleet.errors import DeadlineExceeded, EmbedfleetError, EngineFailed
 from embedfleet.models import ModelProfile
 from embedfleet.records import check_text
 from embedfleet.tables import Outcome, Outcomes
+from embedfleet_worker.bisection import bisect
 from embedfleet_worker.cache import Entry, KeyMaker
-from embedfleet_worker.engine.base import Engine, Priority, Tokens
+from embedfleet_worker.checks import wrong
+from embedfleet_worker.engine.base import Embedded, Engine, Priority, Tokens
+from embedfleet_worker.logs import frames
 from embedfleet_worker.prompts import render
 
-_NORM_TOLERANCE = 1e-3  # float32 sums of bfloat16 products stay within 1e-6; what is off by more was not normalised
+log = logging.getLogger(__name__)
 
 Problem = tuple[ErrorCode, str]
 
@@ -59,11 +65,16 @@ class Pipeline:
         settings: EmbedSettings,
         *,
         priority: Priority,
+        deadline_s: float,
+        alone: bool = False,
         rejected: dict[int, Problem] | None = None,
     ) -> Outcomes:
-        """One outcome a text, in order. ``settings`` are resolved ones. Raises EngineUnavailable.
+        """One outcome a text, in order. ``settings`` are resolved ones.
 
-        ``rejected``: texts that the producer could not store, by row, with the reason.
+        ``alone``: nothing else is in the engine. Then a failure that the process survives is traced to the texts that
+        cause it, and is theirs; else it goes up: EngineFailed, or DeadlineExceeded after ``deadline_s`` in tokenizer
+        and engine. Raises EngineUnavailable too. ``rejected``: texts that the producer could not store, by row, with
+        the reason.
         """
         work = _Work(ids, texts, rejected or {})
         with work.timed("prepare"):
@@ -72,12 +83,15 @@ class Pipeline:
         with work.timed("cache"):
             found = dict(zip(prompts, self._cache.get([keys.key(prompt) for prompt in prompts]), strict=True))
         missing = [prompt for prompt in prompts if found[prompt] is None]
-        computed, problems = self._compute(work, missing, settings, priority)
-        with work.timed("cache"):
-            self._cache.set([(keys.key(prompt), entry) for prompt, entry in computed.items()])
+        try:
+            if missing:
+                self._compute(work, missing, settings, priority, deadline_s, alone=alone)
+        finally:  # what was computed before the engine died need not be computed again
+            with work.timed("cache"):
+                self._cache.set([(keys.key(prompt), entry) for prompt, entry in work.computed.items()])
         with work.timed("check"):
-            entries = {**{p: e for p, e in found.items() if e is not None}, **computed}
-            work.settle(prompts, entries, problems, computed.keys())
+            entries = {**{p: e for p, e in found.items() if e is not None}, **work.computed}
+            work.settle(prompts, entries)
             vectors = work.vectors(entries, prompts, settings.dimensions or self.engine.dimensions)
         return Outcomes(work.rows, vectors, work.stages_s, self._provenance(settings))
 
@@ -92,29 +106,60 @@ class Pipeline:
         return prompts
 
     def _compute(
-        self, work: "_Work", prompts: list[str], settings: EmbedSettings, priority: Priority
-    ) -> tuple[dict[str, Entry], dict[str, Problem]]:
+        self,
+        work: "_Work",
+        prompts: list[str],
+        settings: EmbedSettings,
+        priority: Priority,
+        deadline_s: float,
+        *,
+        alone: bool,
+    ) -> None:
         """Vectors, or what is wrong, of the prompts that the cache does not have."""
+
+        def attempt(piece: Sequence[str], seconds: float) -> None:
+            end = time.monotonic() + seconds
+            tokens = self._tokens(work, piece, truncate=settings.on_overflow == "truncate")
+            if tokens:
+                embedded = self._embedded(work, tokens, priority, end, seconds)
+                work.receive(tokens, embedded, self.engine.dimensions)
+
+        if not alone:
+            attempt(prompts, deadline_s)
+            return
+        for prompt, failure in bisect(prompts, attempt, deadline_s).items():
+            work.problems[prompt] = "engine_error", f"the engine fails at this text ({failure})"
+
+    def _tokens(self, work: "_Work", prompts: Sequence[str], *, truncate: bool) -> list[Tokens]:
+        """Of the prompts that are not too long. Raises EngineFailed for whatever the tokenizer raises."""
         with work.timed("tokenise"):
-            tokens = self.engine.tokenise(prompts, truncate=settings.on_overflow == "truncate")
-            problems: dict[str, Problem] = {
-                item.prompt: _too_long(item.too_long, self.engine.max_tokens)
-                for item in tokens
-                if item.too_long is not None
-            }
-            fit = [item for item in tokens if item.too_long is None]
+            try:
+                tokens = self.engine.tokenise(prompts, truncate=truncate)
+            except EmbedfleetError:
+                raise
+            except Exception as exc:  # its message may quote a text
+                name = type(exc).__name__
+                log.error("the tokenizer failed", extra={"error": name, "frames": frames(exc.__traceback__)})
+                raise EngineFailed(f"the tokenizer failed: {name}") from None
+        work.problems |= {
+            item.prompt: _too_long(item.too_long, self.engine.max_tokens)
+            for item in tokens
+            if item.too_long is not None
+        }
+        return [item for item in tokens if item.too_long is None]
+
+    def _embedded(
+        self, work: "_Work", tokens: list[Tokens], priority: Priority, end: float, allowed_s: float
+    ) -> Embedded:
+        """The engine's answer by ``end``, on the monotonic clock; else the engine is told to forget the work."""
         with work.timed("engine"):
-            embedded = self.engine.embed(fit, priority).result() if fit else None
-        if embedded is None:
-            return {}, problems
-        entries = {}
-        for row, item in enumerate(fit):
-            problem = _refused(embedded.errors.get(row)) or _wrong(embedded.vectors, row, self.engine.dimensions)
-            if problem is not None:
-                problems[item.prompt] = problem
-            else:
-                entries[item.prompt] = _entry(item, embedded.vectors[row])
-        return entries, problems
+            future = self.engine.embed(tokens, priority)
+            if not wait([future], max(0.0, end - time.monotonic())).done:
+                self.engine.abort(future)
+            try:
+                return future.result()
+            except DeadlineExceeded:
+                raise DeadlineExceeded(f"the engine took longer than {allowed_s:g} s") from None
 
     def _provenance(self, settings: EmbedSettings) -> dict[str, Any]:
         return {
@@ -136,6 +181,9 @@ class _Work:
         self.texts = texts
         self.rejected = rejected
         self.rows = [Outcome(record_id) for record_id in ids]
+        self.computed: dict[str, Entry] = {}
+        self.problems: dict[str, Problem] = {}
+        """By prompt."""
         self.stages_s: dict[str, float] = {}
 
     @contextmanager
@@ -147,23 +195,26 @@ class _Work:
         finally:
             self.stages_s[stage] = self.stages_s.get(stage, 0.0) + time.perf_counter() - begun
 
-    def settle(
-        self,
-        prompts: dict[str, list[int]],
-        entries: dict[str, Entry],
-        problems: dict[str, Problem],
-        computed: Any,
-    ) -> None:
+    def receive(self, tokens: list[Tokens], embedded: Embedded, dimensions: int) -> None:
+        """Keep the vectors that are sound, and what is wrong with the others."""
+        for row, item in enumerate(tokens):
+            problem = _refused(embedded.errors.get(row)) or wrong(embedded.vectors[row], dimensions)
+            if problem is not None:
+                self.problems[item.prompt] = problem
+            else:
+                self.computed[item.prompt] = _entry(item, embedded.vectors[row])
+
+    def settle(self, prompts: dict[str, list[int]], entries: dict[str, Entry]) -> None:
         """Give each row its tokens or its error."""
         for prompt, rows in prompts.items():
             for row in rows:
                 outcome = self.rows[row]
-                if prompt in problems:
-                    outcome.error = problems[prompt]
+                if prompt in self.problems:
+                    outcome.error = self.problems[prompt]
                 else:
                     outcome.n_tokens = entries[prompt].n_tokens
                     outcome.truncated = entries[prompt].truncated
-                    outcome.cached = prompt not in computed
+                    outcome.cached = prompt not in self.computed
 
     def vectors(
         self, entries: dict[str, Entry], prompts: dict[str, list[int]], dimensions: int
@@ -191,19 +242,6 @@ def _too_long(tokens: int, limit: int) -> Problem:
 
 def _refused(reason: str | None) -> Problem | None:
     return None if reason is None else ("engine_error", reason)
-
-
-def _wrong(vectors: np.ndarray[Any, Any], row: int, dimensions: int) -> Problem | None:
-    """What is wrong with a vector: its length, a component, its norm."""
-    vector = vectors[row]
-    if vector.shape != (dimensions,):
-        return "wrong_length", f"the engine gave {vector.shape[0]} components and {dimensions} were expected"
-    if not np.isfinite(vector).all():
-        return "not_finite", "the engine gave NaN or infinity"
-    norm = float(np.linalg.norm(vector))
-    if abs(norm - 1) > _NORM_TOLERANCE:
-        return "not_unit_norm", f"the engine gave a vector of norm {norm:.4g}"
-    return None
 
 
 def _entry(tokens: Tokens, vector: np.ndarray[Any, Any]) -> Entry:

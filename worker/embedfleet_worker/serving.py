@@ -12,6 +12,7 @@ from celery.signals import setup_logging, worker_ready, worker_shutting_down
 from embedfleet.broker import Broker
 from embedfleet.settings import LANES
 from embedfleet_worker import app
+from embedfleet_worker.bisection import longest_s
 from embedfleet_worker.lifecycle.drain import Drain
 from embedfleet_worker.lifecycle.health import Health
 from embedfleet_worker.lifecycle.presence import Presence
@@ -24,7 +25,7 @@ log = logging.getLogger("embedfleet_worker")
 
 EXIT_ENGINE = 70
 _GIVING_BACK_S = 5.0  # for what was not with the engine to end by itself
-_LONGEST_S = 4 * 600.0  # that a message is held: in the engine, then in halves, with slow stores
+_SLACK_S = 900.0  # that a message is held beside the time with the engine, where stores and brokers are slow
 
 
 def serve(broker: Broker, work: Mapping[str, app.Work], starts: Starts, health: Health, metrics: Metrics) -> NoReturn:
@@ -34,7 +35,7 @@ def serve(broker: Broker, work: Mapping[str, app.Work], starts: Starts, health: 
     lanes = {lane: broker.lane(lane) for lane in LANES if lane in settings.queues}
     limits = {queue: app.HELD[lane] for lane, queue in lanes.items()}
     leases = app.leases_of(broker, list(limits))
-    holding = Holding(leases, limits, settings.lease_s, _LONGEST_S)
+    holding = Holding(leases, limits, settings.lease_s, longest_s(settings.deadline_s) + _SLACK_S)
     channel.install(broker, leases, holding)
     presence = Presence(broker, list(limits))
 

@@ -9,22 +9,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_exponential_jitter
-
 from embedfleet.broker import Broker
 from embedfleet.errors import BrokerUnavailable, Permanent, Retryable, StoreUnavailable
 from embedfleet.letters import Letter
 from embedfleet_worker import logs, telemetry
 
 log = logging.getLogger(__name__)
-
-# Creating a part again is safe: it either wins or finds that it is there.
-STORE_POLICY = Retrying(
-    retry=retry_if_exception_type(StoreUnavailable),
-    stop=stop_after_attempt(5) | stop_after_delay(20),
-    wait=wait_exponential_jitter(multiplier=0.2, max=5),
-    reraise=True,
-)
 
 
 class GiveBack(Exception):

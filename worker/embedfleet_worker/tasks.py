@@ -7,18 +7,19 @@ from functools import partial
 
 import numpy as np
 
-from embedfleet import models
+from embedfleet import models, policies
 from embedfleet.broker import Broker
 from embedfleet.contract import Batch, EmbedSettings, JobSpec, Request
-from embedfleet.errors import ContractError, DeadlineExceeded, EngineFailed, EngineUnavailable, NotFound, Permanent
+from embedfleet.errors import ContractError, DeadlineExceeded, NotFound, Permanent, Retryable
 from embedfleet.jobfolder import JobFolder, delivery
 from embedfleet.redis import RedisBroker
+from embedfleet.settings import DEADLINE_S
 from embedfleet.store import check_allowed, open_store
-from embedfleet.tables import Input, Outcome, Outcomes, write_part
+from embedfleet.tables import Input, InputInfo, Outcome, Outcomes, write_part
 from embedfleet_worker import logs, telemetry
 from embedfleet_worker.engine.base import Priority
 from embedfleet_worker.pipeline import Pipeline, Problem
-from embedfleet_worker.settling import STORE_POLICY, Turns, dead_letter, log_defect, settle
+from embedfleet_worker.settling import Turns, dead_letter, log_defect, settle
 from embedfleet_worker.starts import Counts, FolderCounts, Hopeless, RedisCounts, Starts
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class Tasks:
     metrics: telemetry.Metrics = field(default_factory=telemetry.Metrics)
     starts: Starts = field(default_factory=Starts)
     turns: Turns = field(default_factory=Turns)
+    deadline_s: float = DEADLINE_S
 
     def embed(self, message: object, times: int = 1) -> None:
         """One batch of a job: a part when this returns, or a dead letter. Raises GiveBack only."""
@@ -60,15 +62,16 @@ class Tasks:
 
     def _answer(self, message: object) -> None:
         request = Request.parse(message, "message")
-        if self.broker.clock() > request.expires_at:
+        left_s = request.expires_at - self.broker.clock()
+        if left_s < 0:
             telemetry.ended(telemetry.EXPIRED)
             return  # nobody waits any more
-        outcomes = self._request_outcomes(request)
+        outcomes = self._request_outcomes(request, left_s)
         with self.metrics.stage("write"):
             self.broker.reply(request.reply_to, write_part(outcomes, request.settings.encoding, "embed", 0))
         self.metrics.written(outcomes)
 
-    def _request_outcomes(self, request: Request) -> Outcomes:
+    def _request_outcomes(self, request: Request, left_s: float) -> Outcomes:
         """A request that can't be done is answered too: its caller waits."""
         ids = [str(row) for row in range(len(request.texts))]
         try:
@@ -78,11 +81,21 @@ class Tasks:
             return _failed(ids, request.settings, ("dead_letter", str(exc)))
         counts = self._counts(request.reply_to)
         assert counts is not None  # noqa: S101 - only Redis carries requests
+        given = Input(ids, list(request.texts), InputInfo(sha256="", tokens=0, rejected={}))
         try:
             with self.starts.start(counts) as alone:
-                return self._outcomes(ids, list(request.texts), settings, Priority.INTERACTIVE, {}, alone=alone)
+                return self._in_time(given, settings, left_s, alone=alone)
         except Hopeless as exc:
             return _failed(ids, request.settings, ("dead_letter", str(exc)))
+
+    def _in_time(self, given: Input, settings: EmbedSettings, left_s: float, *, alone: bool) -> Outcomes:
+        """What takes longer than its caller waits is nobody's fault, and is not tried again."""
+        try:
+            return self._outcomes(given, settings, Priority.INTERACTIVE, min(self.deadline_s, left_s), alone=alone)
+        except DeadlineExceeded:
+            if left_s > self.deadline_s:
+                raise
+            return _failed(given.ids, settings, ("expired", "it took longer than its caller waits"))
 
     def _commit(self, folder: JobFolder, batch: Batch, counts: Counts) -> None:
         """Admit, prepare, embed, commit."""
@@ -94,14 +107,14 @@ class Tasks:
         try:
             with self.starts.start(counts) as alone:
                 with self.metrics.stage("read"):
-                    given = STORE_POLICY.copy()(folder.input, batch.batch)
-                outcomes = self._batch_outcomes(folder, given, spec.settings, alone=alone)
+                    given = policies.STORE(folder.input, batch.batch)
+                outcomes = self._batch_outcomes(folder, given, spec, alone=alone)
         except (Hopeless, ContractError, NotFound) as exc:
             hopeless = exc
             outcomes = _dead(folder, batch.batch, spec.settings, exc)
         with self.metrics.stage("write"):
             part = write_part(outcomes, spec.settings.encoding, folder.job, batch.batch)
-            written = STORE_POLICY.copy()(folder.write_part, batch.batch, part)
+            written = policies.STORE(folder.write_part, batch.batch, part)
         if hopeless is not None:
             counts.clear()
             queue = self.broker.queue(self.model, "bulk")
@@ -127,15 +140,18 @@ class Tasks:
             if receipt is None or receipt.state == "waiting":
                 self.broker.publish(delivery(folder, number, destination.name), self.broker.deliver_queue)
 
-    def _batch_outcomes(self, folder: JobFolder, given: Input, settings: EmbedSettings, *, alone: bool) -> Outcomes:
-        """Every end of a batch is outcomes: vectors, cancelled, or settings that this worker can't satisfy."""
+    def _batch_outcomes(self, folder: JobFolder, given: Input, spec: JobSpec, *, alone: bool) -> Outcomes:
+        """Every end of a batch is outcomes: vectors, cancelled, expired, or settings that this worker can't satisfy."""
+        settings = spec.settings
         if folder.is_cancelled():
             return _failed(given.ids, settings, ("cancelled", "the job was cancelled before this text was embedded"))
+        if spec.expires_at is not None and self.broker.clock() > spec.expires_at:
+            return _failed(given.ids, settings, ("expired", "the job expired before this text was embedded"))
         try:
             resolved = models.resolve(settings, self.model)
         except Permanent as exc:
             return _failed(given.ids, settings, ("dead_letter", str(exc)))
-        return self._outcomes(given.ids, given.texts, resolved, Priority.BULK, given.info.rejected, alone=alone)
+        return self._outcomes(given, resolved, Priority.BULK, self.deadline_s, alone=alone)
 
     def _check_model(self, settings: EmbedSettings) -> None:
         if settings.model != self.model:
@@ -152,30 +168,31 @@ class Tasks:
             raise ContractError(f"engine: this worker's is {mine.engine!r}, and the job wants another kind.")
 
     def _outcomes(
-        self,
-        ids: list[str],
-        texts: list[str | None],
-        settings: EmbedSettings,
-        priority: Priority,
-        rejected: dict[int, Problem],
-        *,
-        alone: bool,  # noqa: ARG002 - soon
+        self, given: Input, settings: EmbedSettings, priority: Priority, deadline_s: float, *, alone: bool
     ) -> Outcomes:
         """The pipeline's outcomes; a defect of ours becomes the error of each text, and is logged."""
         try:
-            return self.pipeline.run(ids, texts, settings, priority=priority, rejected=rejected)
-        except (EngineUnavailable, EngineFailed, DeadlineExceeded):
+            return self.pipeline.run(
+                given.ids,
+                given.texts,
+                settings,
+                priority=priority,
+                deadline_s=deadline_s,
+                rejected=given.info.rejected,
+                alone=alone,
+            )
+        except Retryable:  # the engine's
             raise
         except Exception as exc:
             log_defect("batch", exc)
             problem: Problem = ("internal_error", f"its batch failed in the worker ({type(exc).__name__}); see its log")
-            return _failed(ids, settings, problem)
+            return _failed(given.ids, settings, problem)
 
 
 def _dead(folder: JobFolder, number: int, settings: EmbedSettings, reason: Permanent) -> Outcomes:
     """The outcomes of a batch that can't be done. Raises the reason when it is none of the job's."""
     try:
-        ids = STORE_POLICY.copy()(folder.input, number).ids
+        ids = policies.STORE(folder.input, number).ids
     except (ContractError, NotFound):
         sealed = folder.sealed()
         if sealed is None or number >= sealed.batches:

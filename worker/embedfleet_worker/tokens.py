@@ -5,8 +5,10 @@ from pathlib import Path
 
 from tokenizers import Encoding, Tokenizer
 
-from embedfleet.errors import ConfigurationError
+from embedfleet.errors import ConfigurationError, EngineFailed
 from embedfleet_worker.engine.base import Tokens
+
+_PANIC = "PanicException"  # of a Rust extension; no Exception, and there is nothing to import it from
 
 
 class Tokeniser:
@@ -24,9 +26,14 @@ class Tokeniser:
         self._cut.enable_truncation(max_tokens)
 
     def encode(self, prompts: Sequence[str], *, truncate: bool) -> list[Tokens]:
-        """One Tokens a prompt, in order."""
-        encodings = self._whole.encode_batch_fast(list(prompts))
-        return [self._tokens(p, e, truncate) for p, e in zip(prompts, encodings, strict=True)]
+        """One Tokens a prompt, in order. Raises EngineFailed when the tokenizer panics, and whatever it raises."""
+        try:
+            encodings = self._whole.encode_batch_fast(list(prompts))
+            return [self._tokens(p, e, truncate) for p, e in zip(prompts, encodings, strict=True)]
+        except BaseException as exc:
+            if type(exc).__name__ != _PANIC:
+                raise
+            raise EngineFailed("the tokenizer panicked") from None
 
     def _tokens(self, prompt: str, encoding: Encoding, truncate: bool) -> Tokens:
         ids: list[int] = encoding.ids

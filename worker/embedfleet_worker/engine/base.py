@@ -65,13 +65,24 @@ class Engine(Protocol):
     max_tokens: int
     """Token limit of one prompt, special tokens included."""
     dead: threading.Event
-    """Set when the engine broke: its process is of no use any more."""
+    """Set when the engine broke or hung: its process is of no use any more."""
 
     def tokenise(self, prompts: Sequence[str], *, truncate: bool) -> list[Tokens]:
         """One Tokens a prompt. Over the limit: cut, keeping the special tokens, or marked ``too_long``."""
 
     def embed(self, prompts: Sequence[Tokens], priority: Priority) -> "Future[Embedded]":
-        """Vectors in the order of the prompts. Fails with EngineUnavailable when the engine is dead."""
+        """Vectors in the order of the prompts.
+
+        Fails with EngineUnavailable when the engine is dead, hung or closed: the process is of no use any more; with
+        EngineFailed when a step failed that these prompts were in, and the engine goes on.
+        """
+
+    def abort(self, future: "Future[Embedded]") -> None:
+        """Drop the work of a future that :meth:`embed` gave; it is done when this returns, which is soon.
+
+        It fails with DeadlineExceeded, unless it finished meanwhile. An engine that can't do so is hung: ``dead`` is
+        set, and every future fails with EngineUnavailable.
+        """
 
     def close(self) -> None:
-        """Stop; what is under way fails with EngineUnavailable."""
+        """Stop, in bounded time; what is under way fails with EngineUnavailable."""

@@ -1,22 +1,15 @@
 """vLLM in this process, driven by one thread. The only file that imports vllm.
 
 ``LLMEngine`` stepped by our own thread runs in-process; ``AsyncLLM`` would start child processes and double
-the CPU time per text. The thread does nothing but feed and step; everything it is given is tokenised already.
+the CPU time per text. The thread (loop.py) does nothing but feed and step; what it is given is tokenised already.
 """
 
-import contextlib
-import heapq
-import itertools
 import logging
 import os
-import queue
 import threading
-import traceback
 from collections.abc import Sequence
-from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -27,11 +20,12 @@ import vllm
 from vllm import EngineArgs, LLMEngine, PoolingParams
 from vllm.inputs import TokensPrompt
 
-from embedfleet.errors import ConfigurationError, EngineUnavailable
+from embedfleet.errors import ConfigurationError
 from embedfleet.models import ModelProfile
 from embedfleet.settings import FleetSettings
 from embedfleet_worker import weights
 from embedfleet_worker.engine.base import Embedded, Identity, Priority, Tokens
+from embedfleet_worker.engine.loop import Loop, Vector, Work
 from embedfleet_worker.tokens import Tokeniser
 
 log = logging.getLogger(__name__)
@@ -64,15 +58,12 @@ class VllmEngine:
         )
         self._tokeniser = Tokeniser(folder, self.max_tokens)
         self._step_texts = STEPS[device].texts
-        self._inbox: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
-        self._started: Future[None] = Future()
-        self._reason: EngineUnavailable | None = None
-        self.dead = threading.Event()
+        self._started: Future[Loop] = Future()
         arguments = _engine_arguments(folder, profile, device, dtype, self.max_tokens, cache_bytes)
         # The thread that steps also loads: vLLM binds the OpenMP threads of the thread it is created in.
-        self._thread = threading.Thread(target=self._run, args=(arguments,), name="engine", daemon=True)
-        self._thread.start()
-        self._started.result()
+        threading.Thread(target=self._run, args=(arguments,), name="engine", daemon=True).start()
+        self._loop = self._started.result()
+        self.dead = self._loop.dead
         log.info("vllm %s ready: %s in %s on %s", vllm.__version__, profile.name, dtype, device)
 
     def tokenise(self, prompts: Sequence[str], *, truncate: bool) -> list[Tokens]:
@@ -81,140 +72,53 @@ class VllmEngine:
 
     def embed(self, prompts: Sequence[Tokens], priority: Priority) -> "Future[Embedded]":
         """Queue the prompts for the engine thread."""
-        work = _Work(prompts, priority, np.empty((len(prompts), self.dimensions), np.float32))
-        if not prompts:
-            work.finish_if_complete()
-        elif self._reason is not None:
-            work.future.set_exception(self._reason)
+        work = Work(prompts, priority, np.empty((len(prompts), self.dimensions), np.float32))
+        if prompts:
+            self._loop.submit(work)
         else:
-            self._inbox.put(work)
-            if self._reason is not None:  # it broke meanwhile, and its inbox may have been emptied before the put
-                work.fail(self._reason)
+            work.finish_if_complete()
         return work.future
+
+    def abort(self, future: "Future[Embedded]") -> None:
+        """Take the work out of vLLM; ten seconds or ten times the longest step without that, and it hangs."""
+        self._loop.abort(future)
 
     def close(self) -> None:
         """Stop the thread after the step it is in."""
-        self._inbox.put(None)
-        self._thread.join()
+        self._loop.close()
 
     def _run(self, arguments: EngineArgs) -> None:
         try:
-            engine = LLMEngine.from_engine_args(arguments)
+            (probe,) = self.tokenise(["a probe"], truncate=True)
+            loop = Loop(_Vllm(arguments), probe.ids, self._step_texts)
         except Exception as exc:
             log.exception("vllm could not load the model")
             reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
             self._started.set_exception(ConfigurationError(f"model {arguments.model}: vLLM can't load it ({reason})."))
             return
-        self._started.set_result(None)
-        loop = _Loop(engine, self._inbox, self._step_texts)
-        try:
-            loop.run()
-            self._reason = EngineUnavailable("engine: it was closed")
-        except BaseException as exc:
-            # Without the exception's message, which may quote a text.
-            log.error("engine: a step failed\n%s", "".join(traceback.format_tb(exc.__traceback__)))
-            self._reason = EngineUnavailable(f"engine: a step failed ({type(exc).__name__})")
-            self.dead.set()
-        loop.abandon(self._reason)
+        self._started.set_result(loop)
+        loop.run()
 
 
-@dataclass
-class _Work:
-    """One request for vectors, being filled."""
+class _Vllm:
+    """vLLM's engine, as the loop steps it."""
 
-    prompts: Sequence[Tokens]
-    priority: Priority
-    vectors: np.ndarray[Any, Any]
-    future: "Future[Embedded]" = field(default_factory=Future)
-    errors: dict[int, str] = field(default_factory=dict)
-    fed: int = 0
-    done: int = 0
-
-    def fail(self, reason: EngineUnavailable) -> None:
-        """Only the first to say so counts: two threads may."""
-        with contextlib.suppress(InvalidStateError):
-            self.future.set_exception(reason)
-
-    def finish_if_complete(self) -> None:
-        if self.done == len(self.prompts):
-            self.future.set_result(Embedded(self.vectors, self.errors))
-
-
-class _Loop:
-    """Feeds and steps the engine. Only what the next two steps need is inside it, so that priority still counts."""
-
-    def __init__(self, engine: Any, inbox: "queue.SimpleQueue[_Work | None]", step_texts: int) -> None:
-        self._engine = engine
-        self._inbox = inbox
-        self._limit = 2 * step_texts
-        self._waiting: list[tuple[int, int, _Work]] = []
-        self._arrival = itertools.count()
-        self._request_ids = itertools.count()
-        self._inside: dict[str, tuple[_Work, int]] = {}
+    def __init__(self, arguments: EngineArgs) -> None:
+        self._engine = LLMEngine.from_engine_args(arguments)
         self._params = PoolingParams(task="embed")
 
-    def run(self) -> None:
-        """Until None arrives in the inbox."""
-        while self._take():
-            self._feed()
-            if self._inside:
-                for output in self._engine.step():
-                    self._receive(output)
+    def add(self, request: str, ids: list[int], priority: Priority) -> None:
+        """Raises vLLM's validation errors, which are ValueErrors."""
+        prompt = TokensPrompt(prompt_token_ids=ids)
+        self._engine.add_request(request, prompt, self._params, priority=int(priority))
 
-    def abandon(self, reason: EngineUnavailable) -> None:
-        """Fail everything that was not finished."""
-        while not self._inbox.empty():
-            if (work := self._inbox.get()) is not None:
-                self._wait(work)
-        works = {id(work): work for _, _, work in self._waiting} | {id(w): w for w, _ in self._inside.values()}
-        for work in works.values():
-            work.fail(reason)
+    def step(self) -> list[tuple[str, Vector]]:
+        """The tensors are on the CPU already."""
+        return [(output.request_id, output.outputs.data.numpy()) for output in self._engine.step()]
 
-    def _take(self) -> bool:
-        """Move the inbox to the heap; block only when there is nothing to do."""
-        block = not self._inside and not self._waiting
-        while block or not self._inbox.empty():
-            work = self._inbox.get()
-            if work is None:
-                return False
-            self._wait(work)
-            block = False
-        return True
-
-    def _wait(self, work: _Work) -> None:
-        heapq.heappush(self._waiting, (work.priority, next(self._arrival), work))
-
-    def _feed(self) -> None:
-        while self._waiting and len(self._inside) < self._limit:
-            _, _, work = self._waiting[0]
-            self._add(work, work.fed)
-            work.fed += 1
-            if work.fed == len(work.prompts):
-                heapq.heappop(self._waiting)
-                work.finish_if_complete()
-
-    def _add(self, work: _Work, row: int) -> None:
-        request = str(next(self._request_ids))
-        prompt = TokensPrompt(prompt_token_ids=work.prompts[row].ids)
-        try:
-            self._engine.add_request(request, prompt, self._params, priority=int(work.priority))
-        except ValueError as exc:  # vLLM's validation errors; the engine itself is sound
-            work.errors[row] = f"the engine refused the text ({str(exc).splitlines()[0]})"
-            work.done += 1
-            return
-        self._inside[request] = work, row
-
-    def _receive(self, output: Any) -> None:
-        work, row = self._inside.pop(output.request_id)
-        vector = output.outputs.data.numpy()
-        if vector.shape == work.vectors[row].shape:
-            work.vectors[row] = vector
-        else:
-            work.errors[row] = (
-                f"the engine gave an array of {vector.shape} and the model's profile says {work.vectors.shape[1]}"
-            )
-        work.done += 1
-        work.finish_if_complete()
+    def abort(self, requests: list[str]) -> None:
+        """vLLM passes over those it does not know."""
+        self._engine.abort_request(requests)
 
 
 def device_name() -> str:
