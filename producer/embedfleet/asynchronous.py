@@ -70,12 +70,18 @@ class AsyncFleet:
         key: str | None = None,
         deliver_to: Sequence[Target] = (),
         expires_in_s: float | None = None,
+        callback: str | None = None,
     ) -> "AsyncJob":
         """As :meth:`Fleet.submit`. ``records`` are read in a thread."""
-        call = self.fleet.submit
-        job = await self._threads.run(
-            call, records, settings=settings, to=to, key=key, deliver_to=deliver_to, expires_in_s=expires_in_s
-        )
+        given: Any = {
+            "settings": settings,
+            "to": to,
+            "key": key,
+            "deliver_to": deliver_to,
+            "expires_in_s": expires_in_s,
+            "callback": callback,
+        }
+        job = await self._threads.run(self.fleet.submit, records, **given)
         return AsyncJob(job, self._threads)
 
     async def enqueue(
@@ -88,12 +94,18 @@ class AsyncFleet:
         key: str | None = None,
         deliver_to: Sequence[Target] = (),
         expires_in_s: float | None = None,
+        callback: str | None = None,
     ) -> "AsyncJob":
         """As :meth:`Fleet.enqueue`."""
-        call = self.fleet.enqueue
-        job = await self._threads.run(
-            call, texts, ids=ids, settings=settings, to=to, key=key, deliver_to=deliver_to, expires_in_s=expires_in_s
-        )
+        given: Any = {
+            "settings": settings,
+            "to": to,
+            "key": key,
+            "deliver_to": deliver_to,
+            "expires_in_s": expires_in_s,
+            "callback": callback,
+        }
+        job = await self._threads.run(self.fleet.enqueue, texts, ids=ids, **given)
         return AsyncJob(job, self._threads)
 
     async def embed(

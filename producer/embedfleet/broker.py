@@ -10,12 +10,14 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from threading import Event
+from typing import ClassVar
 
 from embedfleet.contract import JobSpec
 from embedfleet.envelope import Message
 from embedfleet.errors import ConfigurationError
 from embedfleet.letters import MAX_LETTERS, Letter, Listing
 from embedfleet.masking import mask_url
+from embedfleet.queueview import QueueView
 from embedfleet.settings import LANES, FleetSettings, Lane
 
 CONNECT_TIMEOUT_S = 5.0
@@ -59,6 +61,9 @@ class Broker(ABC):
     Raises BrokerUnavailable, naming the URL without its password, when it does not answer in time.
     """
 
+    looks: ClassVar[int] = 1
+    """How many looks at a queue, a minute apart, it takes to be sure that it is empty."""
+
     def __init__(self, settings: FleetSettings, url: str) -> None:
         self.settings = settings
         self.url = url
@@ -82,8 +87,8 @@ class Broker(ABC):
         """Messages waiting in a queue."""
 
     @abstractmethod
-    def is_idle(self, queue: str) -> bool:
-        """Whether nothing waits in a queue and nobody holds anything of it, as far as the broker can say."""
+    def look(self, queue: str) -> QueueView:
+        """A queue and its leases at this moment: what says which messages were lost."""
 
     @abstractmethod
     def dead_letter(self, letter: Letter) -> None:

@@ -14,7 +14,7 @@ from embedfleet import deadletters, operate
 from embedfleet import models as profiles
 from embedfleet.client import Fleet
 from embedfleet.contract import EmbedSettings, Overflow
-from embedfleet.destinations import Target, parse_destination
+from embedfleet.destinations import Target, parse_callback, parse_destination
 from embedfleet.errors import ConfigurationError
 from embedfleet.jobstatus import JobStatus
 from embedfleet.options import embed_options, expires_option, fleet_options, json_option, store_of, store_uri
@@ -33,6 +33,13 @@ deliver_option = click.option(
     metavar="DESTINATION",
     callback=lambda _context, _option, typed: tuple(parse_destination(text) for text in typed),
     help="Where the vectors go after the store: https://host/path (a webhook) or pgvector:TABLE. May be repeated.",
+)
+callback_option = click.option(
+    "--callback",
+    default=None,
+    metavar="URL",
+    callback=lambda _context, _option, typed: parse_callback(typed).url if typed is not None else None,
+    help="Told by a webhook once the job is finished.",
 )
 quiet_option = click.option("--quiet", is_flag=True, help="No progress bar.")
 
@@ -55,6 +62,7 @@ def cli() -> None:
 @key_option
 @deliver_option
 @expires_option
+@callback_option
 @quiet_option
 @json_option
 @fleet_options
@@ -67,6 +75,7 @@ def embed(
     key: str | None,
     deliver_to: tuple[Target, ...],
     expires_in_s: float | None,
+    callback: str | None,
     quiet: bool,
     as_json: bool,
     fleet: FleetSettings,
@@ -89,6 +98,7 @@ def embed(
             key=source.key,
             deliver_to=deliver_to,
             expires_in_s=expires_in_s,
+            callback=callback,
         )
         summary = run.follow(job, begun, before, shown)
     say(summary, job, as_json=as_json)
@@ -103,6 +113,7 @@ def embed(
 @key_option
 @deliver_option
 @expires_option
+@callback_option
 @json_option
 @fleet_options
 @embed_options
@@ -114,6 +125,7 @@ def submit(
     key: str | None,
     deliver_to: tuple[Target, ...],
     expires_in_s: float | None,
+    callback: str | None,
     as_json: bool,
     fleet: FleetSettings,
     settings: EmbedSettings,
@@ -132,6 +144,7 @@ def submit(
                 key=source.key,
                 deliver_to=deliver_to,
                 expires_in_s=expires_in_s,
+                callback=callback,
             )
     click.echo(json.dumps({"job": job.id, "uri": job.uri}) if as_json else job.uri)
 

@@ -4,22 +4,23 @@ import os
 import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from embedfleet import models
+from embedfleet import models, openjobs
 from embedfleet.broker import Broker, connect
-from embedfleet.contract import JOB_ID, Batching, EmbedSettings, JobSpec, OpenJob, Request
-from embedfleet.destinations import Target
+from embedfleet.contract import JOB_ID, Batching, EmbedSettings, JobSpec, Request
+from embedfleet.destinations import Target, parse_callback
 from embedfleet.errors import BrokerUnavailable, ConfigurationError, NotFound, StoreUnavailable
 from embedfleet.fewtexts import check_embed, embeddings, few_records
 from embedfleet.job import Job
-from embedfleet.jobfolder import JobFolder, delivery, job_id_of, now, open_path, waiting
+from embedfleet.jobfolder import JobFolder, job_id_of, now
 from embedfleet.publishing import Publisher
 from embedfleet.records import Record, records_of
 from embedfleet.settings import FleetSettings, load
 from embedfleet.store import Store, open_store
-from embedfleet.submission import check_expiry, enqueue, publish_missing, submit
+from embedfleet.submission import check_expiry, enqueue, publish_missing, publish_undelivered, submit
 from embedfleet.tables import PartInfo, read_part
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Fleet:
         key: str | None = None,
         deliver_to: Sequence[Target] = (),
         expires_in_s: float | None = None,
+        callback: str | None = None,
     ) -> Job:
         """Embed any number of texts; returns when all are queued, in constant memory.
 
@@ -70,6 +72,7 @@ class Fleet:
         key goes on where it stopped and does nothing twice. ``deliver_to``: where the vectors go after the store.
         ``expires_in_s``: texts whose batch no worker has begun by then get the error ``expired``; a job that is gone on
         with keeps its first expiry, and a retry has none.
+        ``callback``: a URL that is told once the job is finished, by a signed webhook; it needs EMBEDFLEET_STORE.
 
         Raises SettingsError, ConfigurationError and BrokerUnavailable before anything is queued; InputError
         at a record that can't be used and JobMismatch at the first difference from an earlier submit. A text
@@ -81,9 +84,8 @@ class Fleet:
         ...     job.wait().totals.texts, [(row["id"], row["error"]) for row in job.rows()]
         (2, [('a', None), ('b', 'empty')])
         """
-        folder, spec = self._begin(settings, to, key, deliver_to, expires_in_s=expires_in_s)
-        with self._publisher(folder, spec) as publish:
-            submit(folder, spec, records_of(records), publish)
+        folder, spec = self._begin(settings, to, key, deliver_to, callback, expires_in_s=expires_in_s)
+        self._submit(folder, spec, records_of(records))
         return Job(folder, self)
 
     def enqueue(
@@ -96,6 +98,7 @@ class Fleet:
         key: str | None = None,
         deliver_to: Sequence[Target] = (),
         expires_in_s: float | None = None,
+        callback: str | None = None,
     ) -> Job:
         """Embed a few texts, from application code: a job of one batch and one message.
 
@@ -109,9 +112,10 @@ class Fleet:
         (2, ['q-1', 'q-2'])
         """
         records = few_records(texts, ids)
-        folder, spec = self._begin(settings, to, key, deliver_to, expires_in_s=expires_in_s)
+        folder, spec = self._begin(settings, to, key, deliver_to, callback, expires_in_s=expires_in_s)
         try:
-            with self._publisher(folder, spec, waits=False) as publish:
+            # Noted before the message only: an application that enqueues all day shall write one object less a job.
+            with Publisher(self.broker, self.broker.queue_of(spec), None, lambda: self._note(folder)) as publish:
                 enqueue(folder, spec, records, publish)
         except BrokerUnavailable as exc:
             raise BrokerUnavailable(
@@ -172,28 +176,24 @@ class Fleet:
 
         A duplicate is harmless.
         """
-        with self._publisher(job.folder, job.spec) as publish:
+        with self._publisher(job.folder, self.broker.queue_of(job.spec)) as publish:
             return publish_missing(job.folder, publish)
 
     def resubmit(self, key: str, records: Iterator[Record], settings: EmbedSettings, parent: Job) -> Job:
         """The child job of a retry; it goes where its parent went. :meth:`Job.retry` calls this."""
         begun = JobFolder(parent.folder.store, job_id_of(key))
         destinations = begun.spec().deliver_to if begun.exists() else parent.folder.destinations()
-        folder, spec = self._begin(settings, parent.folder.store.uri, key, destinations, parent.id)
-        with self._publisher(folder, spec) as publish:
-            submit(folder, spec, records, publish)
+        folder, spec = self._begin(settings, parent.folder.store.uri, key, destinations, parent=parent.id)
+        self._submit(folder, spec, records)
         return Job(folder, self)
 
     def send_on(self, job: Job, destination: Target) -> None:
         """Queue the deliveries that a destination has not confirmed. :meth:`Job.deliver` calls this."""
         self.broker.check(self.broker.deliver_queue)
-        self._note(job.folder)
+        self._note(job.folder, "deliver")
         job.folder.add_destination(destination)
-        with Publisher(self.broker, self.broker.deliver_queue, self.while_waiting) as publish:
-            for number, receipt in job.folder.undelivered(destination.name):
-                if receipt is not None and receipt.state == "dead":
-                    job.folder.write_receipt(waiting(job.id, number, destination.name, "it is sent on again"))
-                publish(delivery(job.folder, number, destination.name))
+        with self._publisher(job.folder, self.broker.deliver_queue, "deliver") as publish:
+            publish_undelivered(job.folder, destination.name, publish)
 
     def workers(self, model: str | None = None) -> list[str] | None:
         """Names of the workers of a model that are running, as far as they lately said so; None: SQS can't say."""
@@ -220,10 +220,16 @@ class Fleet:
         to: str | None,
         key: str | None,
         deliver_to: Sequence[Target],
+        callback: str | None = None,
         parent: str | None = None,
         expires_in_s: float | None = None,
     ) -> tuple[JobFolder, JobSpec]:
         """The folder and job.json of a new job, after everything that can be checked was."""
+        told = parse_callback(callback) if callback is not None else None
+        if told is not None and self.settings.store is None:
+            raise ConfigurationError(
+                "callback: no store. Set EMBEDFLEET_STORE: it names the jobs that are looked after."
+            )
         resolved = models.resolve(settings or EmbedSettings(), self.settings.model)
         check_expiry(expires_in_s)
         store = self._writable(to or self._store())
@@ -242,14 +248,14 @@ class Fleet:
             deliver_to=tuple({destination.name: destination for destination in deliver_to}.values()),
             batching=Batching(),
             expires_at=expires_at,
+            callback=told,
         )
         return folder, spec
 
-    def _note(self, folder: JobFolder) -> None:
-        """Name the job as open in the fleet's store: ``reconcile`` looks there."""
+    def _note(self, folder: JobFolder, stage: openjobs.Stage = "embed", within_s: float = openjobs.SOON_S) -> None:
+        """Name the job as open in the fleet's store: the janitor looks there."""
         if self.settings.store is not None:
-            document = OpenJob(uri=folder.uri).dumps()
-            self._writable(self.settings.store).replace(open_path(folder.job), document.encode())
+            openjobs.note(self._writable(self.settings.store), self.broker, folder, stage, within_s)
 
     def _writable(self, uri: str) -> Store:
         """A store that was tried once: an application that enqueues all day keeps its connections."""
@@ -260,10 +266,25 @@ class Fleet:
             self._stores[uri] = found
         return found
 
-    def _publisher(self, folder: JobFolder, spec: JobSpec, *, waits: bool = True) -> Publisher:
-        """``waits``: while the queue is too deep; who answers a request can't."""
-        while_waiting = self.while_waiting if waits else None
-        return Publisher(self.broker, self.broker.queue_of(spec), while_waiting, lambda: self._note(folder))
+    def _submit(self, folder: JobFolder, spec: JobSpec, records: Iterator[Record]) -> None:
+        with self._publisher(folder, self.broker.queue_of(spec)) as publish:
+
+            def sent() -> float | None:
+                with suppress(BrokerUnavailable):  # said when the block ends; sealed, the job is looked after
+                    publish.flush()
+                    return self.broker.now()
+                return None
+
+            submit(folder, spec, records, publish, sent)
+
+    def _publisher(self, folder: JobFolder, queue: str, stage: openjobs.Stage = "embed") -> Publisher:
+        """Notes the job as open: before the first message, and when all are published."""
+
+        def after_last() -> None:
+            with suppress(StoreUnavailable):  # all is done; what was noted before the first message stands
+                self._note(folder, stage, within_s=0)
+
+        return Publisher(self.broker, queue, self.while_waiting, lambda: self._note(folder, stage), after_last)
 
     def _queue(self, settings: EmbedSettings, lane: str) -> str:
         return self.broker.queue(settings.model or self.settings.model, lane)

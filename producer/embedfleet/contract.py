@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from embedfleet.destinations import NAME, Destination
+from embedfleet.destinations import NAME, Destination, Webhook
 from embedfleet.errors import ContractError
 
 SCHEMA_VERSION = 1
@@ -22,6 +22,8 @@ TASK_ANSWER = "embedfleet.answer"
 """Celery task name of a :class:`Request` message."""
 TASK_DELIVER = "embedfleet.deliver"
 """Celery task name of a :class:`Delivery` message."""
+TASK_COMPLETE = "embedfleet.complete"
+"""Celery task name of a :class:`Completion` message."""
 
 InputType = Literal["document", "query"]
 Encoding = Literal["float32", "float16"]
@@ -127,6 +129,13 @@ class Delivery(Document):
     destination: str = Field(pattern=NAME, description="Name; what it is, the job folder says.")
 
 
+class Completion(Document):
+    """A message: a job is finished, and its callback is to be told. Which that is, ``job.json`` says."""
+
+    to: str = Field(description="URI of the store that holds the job folder.")
+    job: str = Field(pattern=JOB_ID)
+
+
 class Batching(BaseModel):
     """Budgets of one batch. A single text over a budget travels alone."""
 
@@ -163,6 +172,9 @@ class JobSpec(Document):
     batching: Batching
     # What is not used is not written: a worker that does not know it goes on with the jobs that don't need it.
     deliver_to: tuple[Destination, ...] = Field(default=(), exclude_if=lambda value: not value)
+    callback: Webhook | None = Field(
+        default=None, exclude_if=lambda value: value is None, description="Is told when the job is finished."
+    )
     inline: Inline | None = Field(
         default=None, exclude_if=lambda value: value is None, description="The texts, where there are no input files."
     )
@@ -179,12 +191,11 @@ class Sealed(Document):
     batches: int = Field(ge=0)
     texts: int = Field(ge=0)
     fingerprint: str = Field(description="SHA-256 over the batches' hashes, in order.")
-
-
-class OpenJob(Document):
-    """``<store>/open/<job id>``: a job that was not found finished yet."""
-
-    uri: str = Field(description="Of its folder.")
+    at: float | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="Unix time in s on the broker's clock; every message of this producer was sent before.",
+    )
 
 
 class AddedDestination(Document):
@@ -196,7 +207,8 @@ class AddedDestination(Document):
 class Receipt(Document):
     """``deliveries/<destination>/00000000.json``: how the delivery of a part ended. May be written again.
 
-    ``waiting``: it has not ended; since ``at`` it is tried, or was sent on again.
+    ``deliveries/callback/00000000.json`` says it of the callback. ``waiting``: it has not ended; since ``at`` it is
+    tried, or was sent on again.
     """
 
     job: str

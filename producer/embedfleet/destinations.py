@@ -80,6 +80,9 @@ class Pgvector(_Destination):
 Target = Webhook | Pgvector
 Destination = Annotated[Target, Field(discriminator="kind")]
 
+CALLBACK = "callback"
+"""Where a job's callback stands among its destinations: no destination has this name."""
+
 _ADAPTER: TypeAdapter[Target] = TypeAdapter(Destination)
 
 
@@ -94,8 +97,22 @@ def parse_destination(text: str) -> Target:
     try:
         return _ADAPTER.validate_python(given)
     except ValidationError as exc:
-        reason = exc.errors(include_url=False, include_input=False)[0]["msg"].removeprefix("Value error, ")
-        shown = mask_url(text[:200].partition("?")[0])
-        raise SettingsError(
-            f"destination {shown!r}: {reason}. Give https://host/path for a webhook, or pgvector:TABLE."
-        ) from None
+        raise _refused("destination", text, exc, "https://host/path for a webhook, or pgvector:TABLE") from None
+
+
+def parse_callback(url: str) -> Webhook:
+    """The callback at a URL. Raises SettingsError.
+
+    >>> parse_callback("https://app.example/done").label
+    'https://app.example/done'
+    """
+    try:
+        return Webhook(url=url)
+    except ValidationError as exc:
+        raise _refused("callback", url, exc, "https://host/path") from None
+
+
+def _refused(what: str, text: str, exc: ValidationError, forms: str) -> SettingsError:
+    """Without the query, which may hold a token."""
+    reason = exc.errors(include_url=False, include_input=False)[0]["msg"].removeprefix("Value error, ")
+    return SettingsError(f"{what} {mask_url(text[:200].partition('?')[0])!r}: {reason}. Give {forms}.")

@@ -13,11 +13,25 @@ from collections.abc import Mapping
 
 from pydantic import SecretStr
 
-from embedfleet.contract import TASK_ANSWER, TASK_DELIVER, TASK_EMBED, Batch, Delivery, Request
+from embedfleet.contract import (
+    TASK_ANSWER,
+    TASK_COMPLETE,
+    TASK_DELIVER,
+    TASK_EMBED,
+    Batch,
+    Completion,
+    Delivery,
+    Request,
+)
 
-Message = Batch | Request | Delivery
+Message = Batch | Request | Delivery | Completion
 
-TASKS: Mapping[type[Message], str] = {Batch: TASK_EMBED, Request: TASK_ANSWER, Delivery: TASK_DELIVER}
+TASKS: Mapping[type[Message], str] = {
+    Batch: TASK_EMBED,
+    Request: TASK_ANSWER,
+    Delivery: TASK_DELIVER,
+    Completion: TASK_COMPLETE,
+}
 """Celery's name of the task that does each kind of message."""
 
 AT = "embedfleet_at"

@@ -4,6 +4,7 @@ Plain files, without obstore: its threads do not live on in a forked child, wher
 create-once, killed in the middle, leaves ``name#1`` behind, on which readers of the whole folder stumble.
 """
 
+import heapq
 import os
 import stat
 import uuid
@@ -79,14 +80,15 @@ class Folder(Store):
         with suppress(NotFound), self._file(path) as file:
             file.unlink()
 
-    def paths(self, prefix: str, after: str | None = None) -> list[str]:
+    def paths(self, prefix: str, after: str | None = None, limit: int | None = None) -> list[str]:
         """Files below a folder; hidden ones are still being written."""
         try:
             with self._file(prefix) as folder:
-                found = [f"{prefix}/{name}" for name in _files_below(folder)]
+                every = (f"{prefix}/{name}" for name in _files_below(folder))
+                found = (path for path in every if after is None or path > after)
+                return sorted(found) if limit is None else heapq.nsmallest(limit, found)
         except NotFound:
             return []
-        return sorted(path for path in found if after is None or path > after)
 
     def check_writable(self) -> None:
         """Write and remove a probe file."""

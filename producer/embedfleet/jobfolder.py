@@ -229,11 +229,6 @@ class JobFolder:
         return True
 
 
-def open_path(job: str) -> str:
-    """Where the fleet's store names an open job."""
-    return f"open/{job}"
-
-
 def delivery(folder: JobFolder, batch: int, destination: str) -> Delivery:
     """The message that has a part delivered."""
     return Delivery(to=folder.store.uri, job=folder.job, batch=batch, destination=destination)

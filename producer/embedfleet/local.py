@@ -58,6 +58,8 @@ class LocalFleet:
             }
         )
         self.broker = connect(self.settings)
+        # For as long as one command runs, other jobs of the store are none of its worker's business: no janitor.
+        self._worker_settings = self.settings.model_copy(update={"store": None}) if stores else self.settings
         self._redis: subprocess.Popen[bytes] | None = None
         self._worker: subprocess.Popen[bytes] | None = None
         self._deaths: deque[float] = deque(maxlen=_MAX_DEATHS)
@@ -148,7 +150,7 @@ class LocalFleet:
     def _start_worker(self) -> None:
         command = [sys.executable, "-m", "embedfleet_worker"]
         # What its libraries leave behind goes with the folder.
-        environment = {**worker_environment(self.settings), "TMPDIR": str(self._folder)}
+        environment = {**worker_environment(self._worker_settings), "TMPDIR": str(self._folder)}
         self._worker = _spawn(command, environment, self._log)
 
     def _tail(self) -> str:

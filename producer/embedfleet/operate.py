@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Callable, Iterable
 
 import click
 
@@ -14,9 +15,11 @@ from embedfleet import models as profiles
 from embedfleet.client import Fleet
 from embedfleet.errors import ConfigurationError, EmbedfleetError
 from embedfleet.local import LocalFleet, worker_environment
+from embedfleet.lost import APART_S as LOOKS_APART_S
+from embedfleet.lost import Lanes
+from embedfleet.openjobs import open_jobs
 from embedfleet.options import fleet_options, json_option, store_of
-from embedfleet.reconcile import open_jobs, reconcile_open
-from embedfleet.reconcile import reconcile as look_after
+from embedfleet.reconcile import UNDECIDED, Sweep
 from embedfleet.settings import FleetSettings
 
 
@@ -52,20 +55,40 @@ def up(fleet: FleetSettings) -> None:
 @click.option("--all", "every", is_flag=True, help="Every job that the store names as open.")
 @fleet_options
 def reconcile(jobs: tuple[str, ...], every: bool, fleet: FleetSettings) -> int:
-    """Close jobs that are finished; publish again, where a queue is idle, what a broker lost. For cron, or by hand."""
+    """Close jobs that are finished; publish again what a broker lost. What the workers' janitor does, now.
+
+    For cron where no worker may run, or by hand. On SQS it takes two minutes where a queue seems empty.
+    """
     if bool(jobs) == every:
         raise ConfigurationError("reconcile: give the jobs, or --all.")
-    failed = 0
     with Fleet(**dict(fleet)) as client:
-        for job in open_jobs(client) if every else jobs:
+        sweep = Sweep(client, Lanes(client.broker, LOOKS_APART_S))
+        names: Iterable[str] = open_jobs(sweep.store) if every else jobs
+        failed = _see_to(sweep, names, sweep.open_job if every else lambda job: sweep.job(client.job(job)))
+    return 1 if failed else 0
+
+
+def _see_to(sweep: Sweep, names: Iterable[str], look_after: Callable[[str], str]) -> int:
+    """Say of each what was done. How many failed. What can't be told yet is asked again, as often as it takes."""
+    failed = 0
+    for left in reversed(range(sweep.fleet.broker.looks)):
+        undecided = []
+        for job in names:
             try:
-                found = reconcile_open(client, job) if every else look_after(client, client.job(job))
+                found = look_after(job)
             except EmbedfleetError as exc:  # the others are seen to all the same
                 click.echo(f"{job}: {exc}", err=True)
                 failed += 1
+                continue
+            if found == UNDECIDED and left:
+                undecided.append(job)
             else:
                 click.echo(f"{job}: {found}")
-    return 1 if failed else 0
+        names = undecided
+        if not undecided:
+            break
+        time.sleep(sweep.lanes.apart_s)
+    return failed
 
 
 @click.group(invoke_without_command=True)

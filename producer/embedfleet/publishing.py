@@ -23,6 +23,7 @@ class Publisher:
 
     After an error it need not be: whoever goes on with the job publishes every batch that has no part.
     ``while_waiting`` is called again and again while the queue is too deep; None: nothing waits for that.
+    ``before_first`` and ``after_last`` are called around the messages, if there is any.
     """
 
     def __init__(
@@ -31,11 +32,13 @@ class Publisher:
         queue: str,
         while_waiting: Callable[[], object] | None,
         before_first: Callable[[], object] = lambda: None,
+        after_last: Callable[[], object] = lambda: None,
     ) -> None:
         self._broker = broker
         self._queue = queue
         self._while_waiting = while_waiting
         self._before_first = before_first
+        self._after_last = after_last
         self._held: list[Message] = []
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
@@ -57,6 +60,11 @@ class Publisher:
                 self._timer.daemon = True
                 self._timer.start()
 
+    def flush(self) -> None:
+        """Send what is held back. Raises BrokerUnavailable."""
+        with self._lock:
+            self._flush()
+
     def __enter__(self) -> "Publisher":
         return self
 
@@ -67,6 +75,8 @@ class Publisher:
             self._held = []
             if self._timer is not None:
                 self._timer.cancel()
+        if error is None and self._count:
+            self._after_last()
 
     def _late(self) -> None:
         """In the timer's thread. What could not be sent is sent, or said, with the next message."""

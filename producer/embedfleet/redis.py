@@ -15,12 +15,17 @@ from embedfleet.envelope import Message, wrap
 from embedfleet.errors import BrokerUnavailable, ConfigurationError, WaitTimeout
 from embedfleet.letters import MAX_LETTERS, Letter, Listing, digest, listing
 from embedfleet.masking import mask_url
+from embedfleet.queueview import QueueView, published_at, work_of
 from embedfleet.redisclient import check_redis_url, client_of
 from embedfleet.settings import FleetSettings
 
 _REPLY_TTL_S = 600
 _FORGET_S = 24 * 3600  # longer than any lease: a queue that nobody consumes any more leaves nothing behind
 _MAX_CONNECTIONS = 10_000  # one for each thread that waits for an answer; the driver's 100 would fail the next
+PRIORITY_STEPS = ("", "\x06\x163", "\x06\x166", "\x06\x169")
+"""What is behind a queue's name in the names of its lists, as kombu has them."""
+_OLDEST_OF = 1000
+"""Messages looked at where they are taken from: what was given back lies there, of any age, before the oldest."""
 _OLDEST = (6, 2)  # has BLMOVE, with which workers wait
 _BLOCK_S = 2.0  # one blocking look for a reply; short, so that Ctrl-C and an abandoned call are heard
 
@@ -53,11 +58,16 @@ class RedisBroker(Broker):
         """Messages waiting in a queue."""
         return int(self.call(self.redis.llen, queue))
 
-    def is_idle(self, queue: str) -> bool:
-        """Nothing waits in it, and no lease is of it: each says its queue at its end."""
-        if self.depth(queue):
-            return False
-        return not any(lease.endswith(f'"{queue}"]'.encode()) for lease in self.call(self.redis.hvals, "unacked"))
+    def look(self, queue: str) -> QueueView:
+        """In one transaction: a message on its way between the queue and its leases is seen."""
+        pipe = self.redis.pipeline()
+        pipe.time().hvals(f"{queue}-leases")
+        for step in PRIORITY_STEPS:
+            pipe.lrange(f"{queue}{step}", -_OLDEST_OF, -1)
+        (seconds, micros), leases, *lists = self.call(pipe.execute)
+        waiting = [published_at(message) for messages in lists for message in messages]
+        leased = frozenset(work for message in leases if (work := work_of(message)) is not None)
+        return QueueView(float(seconds) + float(micros) / 1e6, min(waiting, default=None), leased)
 
     def call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
         """An operation of the driver's. Raises BrokerUnavailable for whatever it raises."""

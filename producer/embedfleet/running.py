@@ -14,7 +14,8 @@ import click
 
 from embedfleet import inputs, progress
 from embedfleet.client import Fleet
-from embedfleet.contract import EmbedSettings
+from embedfleet.contract import Completion, EmbedSettings
+from embedfleet.destinations import CALLBACK
 from embedfleet.errors import InputError, NotFound, Retryable
 from embedfleet.job import Job
 from embedfleet.jobfolder import job_id_of
@@ -25,6 +26,7 @@ from embedfleet.records import Record
 from embedfleet.settings import LANES, FleetSettings, Lane
 from embedfleet.store import Store
 
+_CALLBACK_S = 20.0  # longer than one try
 _CHECK_EVERY = 512  # records between two looks at the local worker
 
 
@@ -135,7 +137,24 @@ class Run:
         for status in job.watch():
             bar.show(status)
             self._supervise(job, status)
+        if self._local is not None and job.spec.callback is not None:
+            self._call_back(job)
         return progress.summary_of(job, status, time.monotonic() - begun, before)
+
+    def _call_back(self, job: Job) -> None:
+        """The janitor would do it within a minute; a local fleet ends with the command."""
+        before = receipt = job.folder.receipt(CALLBACK, 0)
+        if receipt is None or receipt.state == "waiting":
+            completion = Completion(to=job.folder.store.uri, job=job.id)
+            self.fleet.broker.publish(completion, self.fleet.broker.deliver_queue)
+            end = time.monotonic() + _CALLBACK_S
+            while receipt == before and time.monotonic() < end:
+                self._check()
+                time.sleep(0.1)
+                receipt = job.folder.receipt(CALLBACK, 0)
+        if receipt is None or receipt.state != "confirmed":
+            reason = f" ({receipt.detail.rstrip('.')})" if receipt is not None else ""
+            click.echo(f"note: the callback was not told{reason}. The same command tries again.", err=True)
 
     def _supervise(self, job: Job, status: JobStatus) -> None:
         if self._local is None or status.finished:

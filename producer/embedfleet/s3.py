@@ -4,6 +4,7 @@ Region, endpoint and credentials are AWS' own variables (AWS_REGION, AWS_ENDPOIN
 the role of the machine or container; with boto3 installed also profiles.
 """
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -49,12 +50,12 @@ class S3(Store):
             return False
         return True
 
-    def paths(self, prefix: str, after: str | None = None) -> list[str]:
-        """Objects below a prefix."""
+    def paths(self, prefix: str, after: str | None = None, limit: int | None = None) -> list[str]:
+        """Objects below a prefix. S3 lists them in order, so that the first pages are enough for the first objects."""
 
         def found(driver: S3Store) -> list[str]:
             pages = obstore.list(driver, prefix=prefix, offset=after)
-            return sorted(meta["path"] for page in pages for meta in page)
+            return sorted(itertools.islice((meta["path"] for page in pages for meta in page), limit))
 
         listed: list[str] = self._call(prefix, found)
         return listed

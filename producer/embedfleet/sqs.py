@@ -22,6 +22,7 @@ from embedfleet.envelope import Message, wrap
 from embedfleet.errors import BrokerUnavailable, ConfigurationError
 from embedfleet.letters import MAX_LETTERS, Letter, Listing, listing
 from embedfleet.masking import mask_url
+from embedfleet.queueview import QueueView
 from embedfleet.settings import FleetSettings
 from embedfleet.sqsdead import look
 
@@ -41,6 +42,8 @@ _ANSWERS = {"get_queue_url": "QueueUrl", "get_queue_attributes": "Attributes", "
 
 class SqsBroker(Broker):
     """The queues of one account and region. It carries messages one way: no replies, no list of workers."""
+
+    looks = 3  # its counts are approximate, and it can't be searched for a message
 
     def __init__(self, settings: FleetSettings, url: str) -> None:
         super().__init__(settings, url)
@@ -88,12 +91,13 @@ class SqsBroker(Broker):
         name = "ApproximateNumberOfMessages"
         return int(self.call("get_queue_attributes", queue, AttributeNames=[name])["Attributes"][name])
 
-    def is_idle(self, queue: str) -> bool:
-        """Nothing is visible, in flight or delayed, approximately."""
+    def look(self, queue: str) -> QueueView:
+        """Empty if nothing is visible, in flight or delayed, approximately; else nothing is known of what is there."""
         suffixes = ("", "NotVisible", "Delayed")
         names = [f"ApproximateNumberOfMessages{suffix}" for suffix in suffixes]
+        at = self.clock()
         found = self.call("get_queue_attributes", queue, AttributeNames=names)["Attributes"]
-        return all(int(found[name]) == 0 for name in names)
+        return QueueView(at, 0.0 if any(int(found[name]) for name in names) else None, frozenset())
 
     def dead_letter(self, letter: Letter) -> None:
         """Send it to the dead-letter queue."""

@@ -120,8 +120,8 @@ class Store(ABC):
         """Remove an object, if it is there. Nothing of a job folder is ever removed."""
 
     @abstractmethod
-    def paths(self, prefix: str, after: str | None = None) -> list[str]:
-        """Paths of the objects below ``prefix`` in string order, from the one behind ``after`` on."""
+    def paths(self, prefix: str, after: str | None = None, limit: int | None = None) -> list[str]:
+        """Paths of the objects below ``prefix`` in string order, behind ``after`` if given, ``limit`` at most."""
 
     @abstractmethod
     def check_writable(self) -> None:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from embedfleet.batching import PlannedBatch, batches
-from embedfleet.contract import Batch, JobSpec, Sealed
+from embedfleet.contract import Batch, Delivery, JobSpec, Sealed
 from embedfleet.errors import ConfigurationError, InputError, JobMismatch
-from embedfleet.jobfolder import JobFolder
+from embedfleet.jobfolder import JobFolder, delivery, waiting
 from embedfleet.records import Record
 from embedfleet.tables import fingerprint, inline_of, storable, write_input
 from embedfleet.uniqueness import SeenIds
@@ -39,7 +39,7 @@ def enqueue(folder: JobFolder, spec: JobSpec, records: Sequence[Record], publish
         size = len(document.encode()) / 1000
         raise InputError(f"enqueue: {size:.0f} KB are over the limit of 200 KB. Use submit for as much.")
     if folder.write_once("job.json", document):
-        publish(_message(folder, 0, inline.tokens))
+        publish(batch_message(folder, 0, inline.tokens))
         return
     there = _same_spec(spec, folder.spec())
     if there.inline is None or there.inline.sha256 != inline.sha256:
@@ -47,11 +47,18 @@ def enqueue(folder: JobFolder, spec: JobSpec, records: Sequence[Record], publish
     publish_missing(folder, publish)
 
 
-def submit(folder: JobFolder, spec: JobSpec, records: Iterable[Record], publish: Publish) -> Sealed:
+def submit(
+    folder: JobFolder,
+    spec: JobSpec,
+    records: Iterable[Record],
+    publish: Publish,
+    sent: Callable[[], float | None] = lambda: None,
+) -> Sealed:
     """Write and publish a job, or finish one begun with the same key, and seal it.
 
-    Each input is written before its message, so that a message never points at nothing. Raises
-    JobMismatch at the first difference from what is there, InputError for an id that comes twice.
+    Each input is written before its message, so that a message never points at nothing. ``sent``: sees to it that no
+    message is held back, and says when, on the broker's clock; None: not known. Raises JobMismatch at the first
+    difference from what is there, InputError for an id that comes twice.
     """
     if not folder.write_once("job.json", spec.dumps()):
         spec = _same_spec(spec, folder.spec())
@@ -62,7 +69,7 @@ def submit(folder: JobFolder, spec: JobSpec, records: Iterable[Record], publish:
     submission.compare_existing(stream)
     for batch in batches(stream, spec.batching):
         submission.add(batch)
-    return submission.seal()
+    return submission.seal(sent())
 
 
 def _same_spec(wanted: JobSpec, there: JobSpec) -> JobSpec:
@@ -71,6 +78,8 @@ def _same_spec(wanted: JobSpec, there: JobSpec) -> JobSpec:
             f"job {there.job}: it was submitted with other destinations ({_labels(there)}) than now "
             f"({_labels(wanted)}). Use another key, or send it on when it is done: embedfleet deliver."
         )
+    if wanted.callback != there.callback:
+        raise JobMismatch(f"job {there.job}: it was submitted with another callback, or none. Use another key.")
     before, now = _what_makes_vectors(there), _what_makes_vectors(wanted)
     for name, value in now.items():
         if value != before[name]:
@@ -105,9 +114,17 @@ def publish_missing(folder: JobFolder, publish: Publish) -> int:
     for number in folder.inputs():
         if number not in done:
             info, _ = folder.input_info(number)
-            publish(_message(folder, number, info.tokens))
+            publish(batch_message(folder, number, info.tokens))
             count += 1
     return count
+
+
+def publish_undelivered(folder: JobFolder, destination: str, publish: Callable[[Delivery], object]) -> None:
+    """Publish the deliveries that a destination has not confirmed; those that were given up begin anew."""
+    for number, receipt in folder.undelivered(destination):
+        if receipt is not None and receipt.state == "dead":
+            folder.write_receipt(waiting(folder.job, number, destination, "it is sent on again"))
+        publish(delivery(folder, number, destination))
 
 
 class _Submission:
@@ -161,12 +178,15 @@ class _Submission:
                 f"from id {records[0].id!r} on. Use another key."
             )
 
-    def seal(self) -> Sealed:
+    def seal(self, at: float | None) -> Sealed:
         """Say that this is all; compared when an earlier producer said so."""
-        sealed = Sealed(batches=self._number, texts=self._texts, fingerprint=self._hash.hexdigest())
-        if not self._folder.write_once("sealed.json", sealed.dumps()) and self._folder.sealed() != sealed:
+        sealed = Sealed(batches=self._number, texts=self._texts, fingerprint=self._hash.hexdigest(), at=at)
+        if self._folder.write_once("sealed.json", sealed.dumps()):
+            return sealed
+        there = self._folder.sealed()
+        if there is None or there.model_copy(update={"at": at}) != sealed:
             raise JobMismatch(f"job {self._folder.job}: it was sealed with another input. Use another key.")
-        return sealed
+        return there
 
     def _count(self, records: list[Record], sha256: str) -> None:
         position = self._seen.add([record.id for record in records])
@@ -178,7 +198,7 @@ class _Submission:
         self._hash.update(sha256.encode())
 
     def _send(self, number: int, tokens: int) -> None:
-        self._publish(_message(self._folder, number, tokens))
+        self._publish(batch_message(self._folder, number, tokens))
 
     def _difference(self, number: int, records: list[Record]) -> JobMismatch:
         """The first record that is not what was submitted before, by position and id."""
@@ -203,5 +223,6 @@ def _comparable(record: Record) -> tuple[str, object, dict[str, str]]:
     return record.id, record.text if storable(record.text) else None, columns
 
 
-def _message(folder: JobFolder, number: int, tokens: int) -> Batch:
+def batch_message(folder: JobFolder, number: int, tokens: int) -> Batch:
+    """The message that has a batch embedded."""
     return Batch(to=folder.store.uri, job=folder.job, batch=number, tokens=tokens)

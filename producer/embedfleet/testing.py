@@ -14,10 +14,12 @@ from embedfleet import models
 from embedfleet.batching import estimated_tokens
 from embedfleet.broker import Broker
 from embedfleet.client import Fleet
-from embedfleet.contract import Delivery, EmbedSettings, Receipt, Request
+from embedfleet.contract import Completion, Delivery, EmbedSettings, Receipt, Request
+from embedfleet.destinations import CALLBACK
 from embedfleet.envelope import Message
 from embedfleet.jobfolder import JobFolder, now
 from embedfleet.letters import MAX_LETTERS, Letter, Listing
+from embedfleet.queueview import QueueView
 from embedfleet.records import check_text
 from embedfleet.settings import FleetSettings
 from embedfleet.store import open_store
@@ -69,9 +71,9 @@ class _InMemoryBroker(Broker):
         """Nothing ever waits."""
         return 0
 
-    def is_idle(self, queue: str) -> bool:  # noqa: ARG002
+    def look(self, queue: str) -> QueueView:  # noqa: ARG002
         """Nothing ever waits."""
-        return True
+        return QueueView(self.clock(), None, frozenset())
 
     def workers(self, queue: str) -> list[str]:  # noqa: ARG002
         """This process."""
@@ -85,6 +87,9 @@ class _InMemoryBroker(Broker):
     def _do(self, message: Message) -> None:
         if isinstance(message, Delivery):
             _confirm(JobFolder(open_store(message.to), message.job), message.batch, message.destination)
+            return
+        if isinstance(message, Completion):
+            _confirm(JobFolder(open_store(message.to), message.job), 0, CALLBACK)
             return
         if isinstance(message, Request):
             ids = [str(row) for row in range(len(message.texts))]

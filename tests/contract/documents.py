@@ -6,6 +6,7 @@ from embedfleet.contract import (
     AddedDestination,
     Batch,
     Batching,
+    Completion,
     Delivery,
     Document,
     EmbedSettings,
@@ -18,6 +19,7 @@ from embedfleet.contract import (
 )
 from embedfleet.destinations import Pgvector, Webhook
 from embedfleet.letters import Letter
+from embedfleet.openjobs import OpenJob
 from embedfleet.records import Record
 from embedfleet.tables import InputInfo, Outcome, Outcomes, PartInfo, fingerprint, inline_of
 from embedfleet_worker.engine.base import Identity
@@ -42,6 +44,7 @@ MESSAGES: dict[str, Document] = {
         expires_at=1_793_612_345.25,
     ),
     "delivery-v1.json": Delivery(to="s3://bucket/vectors", job=JOB, batch=7, destination="pgvector-a8ab8934"),
+    "completion-v1.json": Completion(to="s3://bucket/vectors", job=JOB),
 }
 
 RECORDS = [
@@ -90,6 +93,13 @@ DOCUMENTS: dict[str, Document] = {
         batching=Batching(),
         expires_at=1_793_612_345.25,
     ),
+    "job-callback-v1.json": JobSpec(
+        job=JOB,
+        created_at="2026-11-20T13:56:00+00:00",
+        settings=DOCUMENT,
+        batching=Batching(),
+        callback=Webhook(url="https://app.example/done"),
+    ),
     "added-destination-v1.json": AddedDestination(destination=Pgvector(table="docs")),
     "receipt-v1.json": Receipt(
         job=JOB,
@@ -111,6 +121,11 @@ DOCUMENTS: dict[str, Document] = {
         id="ba9876543210", at=0, queue="", reason="not a message of ours: not JSON (JSONDecodeError)", raw="YQ=="
     ),
     "sealed-v1.json": Sealed(batches=2, texts=700, fingerprint="5" * 64),
+    "sealed-at-v1.json": Sealed(batches=2, texts=700, fingerprint="5" * 64, at=1_793_612_345.25),
+    "open-job-v1.json": OpenJob(uri=f"s3://bucket/vectors/{JOB}"),
+    "open-job-published-v1.json": OpenJob(
+        uri=f"s3://bucket/vectors/{JOB}", stage="deliver", published_at=1_793_612_345.25, again=2
+    ),
     "manifest-v1.json": Manifest(
         job=JOB,
         batches=2,

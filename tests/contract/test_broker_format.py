@@ -27,6 +27,7 @@ TASKS = {
     "batch-v1.json": "embedfleet.embed",
     "request-v1.json": "embedfleet.answer",
     "delivery-v1.json": "embedfleet.deliver",
+    "completion-v1.json": "embedfleet.complete",
 }
 
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.integration.command import EMBEDFLEET, environment, numbered, run, start, summary, write_jsonl
+from tests.receiver import receiver, status
 from tests.waiting import wait_until
 
 SYNTHETIC = "worker: synthetic engine: vectors are hashes of the texts and mean nothing"
@@ -346,3 +347,26 @@ def test_the_bar_is_drawn_on_a_terminal(tmp_path: Path) -> None:
 
 def _lives(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def test_a_callback_is_told_before_the_command_ends_and_else_by_the_next_one(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in.jsonl", numbered(5))
+    store = tmp_path / "out"
+    with receiver() as hook:
+        settings = {
+            "store": store,
+            "webhook_secret": "whsec_" + "c2VjcmV0" * 4,
+            "webhook_origins": f"http://127.0.0.1:{hook.port}",
+            "webhook_networks": "127.0.0.1",
+        }
+        hook.answer = status(500)
+        failed = run("embed", "in.jsonl", "--callback", hook.url, "--json", cwd=tmp_path, **settings)
+        assert (failed.returncode, "the callback was not told" in failed.stderr) == (0, True)
+        assert [json.loads(request.body)["data"]["texts"] for request in hook.received] == [5]
+        hook.answer = status(200)
+        done = run("embed", "in.jsonl", "--callback", hook.url, "--json", cwd=tmp_path, **settings)
+        assert "callback" not in done.stderr
+        assert len({request.headers["webhook-id"] for request in hook.received}) == 1
+    receipt = store / summary(done)["job"] / "deliveries" / "callback" / "00000000.json"
+    assert json.loads(receipt.read_text())["state"] == "confirmed"
+    assert not (store / "janitor").exists(), "other jobs of the store are none of this worker's business"

@@ -85,6 +85,7 @@ def test_paths_come_in_string_order_behind_the_given_one(store: Store) -> None:
     found = list(store.paths("job/parts"))
     assert found == [f"job/parts/{number:08d}.parquet" for number in numbers]
     assert list(store.paths("job/parts", after=found[3])) == found[4:]
+    assert list(store.paths("job/parts", after=found[3], limit=2)) == found[4:6]
     assert list(store.paths("nothing")) == []
 
 
@@ -94,6 +95,7 @@ def test_more_objects_than_one_page_of_a_listing(moto_store: Store) -> None:
         list(pool.map(lambda name: moto_store.create(name, b"1"), names))
     assert list(moto_store.paths("parts")) == names
     assert list(moto_store.paths("parts", after=names[1050])) == names[1051:]
+    assert list(moto_store.paths("parts", limit=1001)) == names[:1001]
 
 
 def test_of_ten_that_create_the_same_object_one_wins_and_its_content_stays(moto_store: Store) -> None:

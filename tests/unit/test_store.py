@@ -98,6 +98,8 @@ def test_paths_come_in_string_order_behind_the_given_one(store: Folder) -> None:
     assert list(store.paths("job/parts", after=found[1])) == found[2:]
     assert list(store.paths("job/parts", after="job/parts/00000005.parquet")) == found[3:]
     assert list(store.paths("job/parts", after=found[-1])) == []
+    assert list(store.paths("job/parts", after=found[0], limit=2)) == found[1:3]
+    assert list(store.paths("job/parts", limit=1000)) == found
     assert list(store.paths("nothing")) == []
 
 

@@ -18,7 +18,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the cores are the en
 os.environ.setdefault("PROMETHEUS_DISABLE_CREATED_SERIES", "true")  # a second series for each counter
 
 from embedfleet.broker import Broker, connect
-from embedfleet.contract import TASK_ANSWER, TASK_DELIVER, TASK_EMBED
+from embedfleet.contract import TASK_ANSWER, TASK_COMPLETE, TASK_DELIVER, TASK_EMBED
 from embedfleet.errors import ConfigurationError, EmbedfleetError, Retryable, StoreUnavailable
 from embedfleet.models import ModelProfile, profile_of
 from embedfleet.settings import FleetSettings, load
@@ -31,6 +31,7 @@ from embedfleet_worker.engine.base import Engine
 from embedfleet_worker.engine.synthetic import SyntheticEngine
 from embedfleet_worker.lifecycle import notices
 from embedfleet_worker.lifecycle.health import Health, Server
+from embedfleet_worker.lifecycle.janitor import Janitor
 from embedfleet_worker.pipeline import NoCache, Pipeline
 from embedfleet_worker.serving import serve
 from embedfleet_worker.settling import refuse
@@ -65,6 +66,7 @@ def main() -> int:
         log.error("%s", exc)
         return _EXIT_TRY_AGAIN if isinstance(exc, Retryable) else _EXIT_CONFIGURATION
     health.doing = "connecting to the broker"
+    Janitor(settings, broker).start()
     starts = Starts()
     return serve(broker, _work(settings, broker, pipeline, deliveries, starts, metrics), starts, health, metrics)
 
@@ -117,7 +119,7 @@ def _work(
     metrics: Metrics,
 ) -> dict[str, Work]:
     """What is done for which task."""
-    work: dict[str, Work] = {TASK_DELIVER: deliveries.deliver}
+    work: dict[str, Work] = {TASK_DELIVER: deliveries.deliver, TASK_COMPLETE: deliveries.complete}
     if pipeline is None:  # Celery would drop what it does not know
         work |= dict.fromkeys((TASK_EMBED, TASK_ANSWER), partial(refuse, broker))
     else:

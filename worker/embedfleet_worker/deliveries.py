@@ -1,19 +1,23 @@
-"""The deliver task: one part to one destination, then its receipt. Not how it is brought there (destinations/)."""
+"""The deliver lane's tasks: a part to a destination, a job's end to its callback; then the receipt.
+
+How it is brought there is in destinations/.
+"""
 
 import logging
 import random
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from embedfleet import policies
 from embedfleet.broker import Broker
-from embedfleet.contract import Delivery, Receipt
-from embedfleet.destinations import Target
-from embedfleet.errors import DestinationUnavailable, Permanent, Retryable
+from embedfleet.contract import Completion, Delivery, Receipt
+from embedfleet.destinations import CALLBACK
+from embedfleet.errors import ContractError, DestinationUnavailable, Permanent, Retryable
+from embedfleet.job import Job
 from embedfleet.jobfolder import JobFolder, now, waiting
 from embedfleet.settings import FleetSettings
 from embedfleet.store import check_allowed, open_store
@@ -49,6 +53,11 @@ class Deliveries:
         with self._metrics.batch("deliver"), logs.about():
             settle(self._broker, self._deliver, message, self._broker.deliver_queue)
 
+    def complete(self, message: object, times: int = 1) -> None:  # noqa: ARG002 - as with deliver
+        """A job's callback; ends as :meth:`deliver` does."""
+        with self._metrics.batch("deliver"), logs.about():
+            settle(self._broker, self._complete, message, self._broker.deliver_queue)
+
     def close(self) -> None:
         """Close the connections to destinations."""
         for destination in self._open.values():
@@ -57,13 +66,32 @@ class Deliveries:
     def _deliver(self, message: object) -> None:
         delivery = Delivery.parse(message, "message")
         logs.bind(job=delivery.job, batch=delivery.batch, destination=delivery.destination)
-        folder = JobFolder(open_store(check_allowed(delivery.to, self._settings.stores)), delivery.job)
+        parcel = Parcel(self._folder(delivery.to, delivery.job), delivery.batch, delivery.destination)
         with self._once.turn(delivery.dumps()):
-            if _is_confirmed(folder, delivery):
+            if _is_confirmed(parcel):
                 return
-            target = folder.destination(delivery.destination)
+            target = parcel.folder.destination(delivery.destination)
             with self._turn(delivery.destination):
-                self._try(folder, delivery, target)
+                self._try(parcel, target.kind, lambda: self._destination(target.kind).deliver(target, parcel))
+
+    def _complete(self, message: object) -> None:
+        completion = Completion.parse(message, "message")
+        logs.bind(job=completion.job, destination=CALLBACK)
+        parcel = Parcel(self._folder(completion.to, completion.job), 0, CALLBACK)
+        callback = parcel.folder.spec().callback
+        if callback is None:
+            raise ContractError(f"job {completion.job}: it has no callback.")
+        # A message alone does not finish a job. Where deliveries were added meanwhile, the janitor comes again.
+        status = Job(parcel.folder, cast(Any, None)).status()
+        with self._once.turn(completion.dumps()):
+            if _is_confirmed(parcel) or not status.finished:
+                return
+            with self._turn(callback.name):
+                webhook: Any = self._destination
+                self._try(parcel, CALLBACK, lambda: webhook(callback.kind).complete(callback, parcel.folder, status))
+
+    def _folder(self, store: str, job: str) -> JobFolder:
+        return JobFolder(open_store(check_allowed(store, self._settings.stores)), job)
 
     @contextmanager
     def _turn(self, destination: str) -> Iterator[None]:
@@ -82,27 +110,27 @@ class Deliveries:
                 self._slow.discard(destination)
                 self._turns.notify_all()
 
-    def _try(self, folder: JobFolder, delivery: Delivery, target: Target) -> None:
+    def _try(self, parcel: Parcel, kind: str, bring: Callable[[], str]) -> None:
         """One try, and its receipt when it was the last."""
-        receipt = self._receipt(target, Parcel(folder, delivery.batch, delivery.destination))
-        if receipt.state != "confirmed" and _is_confirmed(folder, delivery):
+        receipt = self._receipt(parcel, kind, bring)
+        if receipt.state != "confirmed" and _is_confirmed(parcel):
             return  # by another copy of this message meanwhile
-        policies.STORE(folder.write_receipt, receipt)
+        policies.STORE(parcel.folder.write_receipt, receipt)
         telemetry.ended(receipt.state)
-        self._metrics.delivery(target.kind, receipt.state)
+        self._metrics.delivery(kind, receipt.state)
         level = logging.INFO if receipt.state == "confirmed" else logging.ERROR
         log.log(level, "delivery %s: %s", receipt.state, receipt.detail)
 
-    def _receipt(self, target: Target, parcel: Parcel) -> Receipt:
+    def _receipt(self, parcel: Parcel, kind: str, bring: Callable[[], str]) -> Receipt:
         """How the delivery ended. Raises GiveBack when it has not."""
         state: Literal["confirmed", "dead"] = "confirmed"
         try:
-            detail = policies.DESTINATION(self._destination(target).deliver, target, parcel)
+            detail = policies.DESTINATION(bring)
         except DestinationUnavailable as exc:
             age_s = _age_s(parcel, str(exc))
             if age_s <= _GIVE_UP_S:
                 log.warning("delivery given back: %s", exc)
-                self._metrics.delivery(target.kind, "given_back")
+                self._metrics.delivery(kind, "given_back")
                 raise GiveBack(str(exc), delay_s=exc.retry_after_s or again_in_s(age_s)) from None
             state, detail = "dead", f"given up after {_GIVE_UP_S // 3600} h: {exc}"
         except Retryable:  # the store's, not the destination's
@@ -121,16 +149,16 @@ class Deliveries:
             at=now(),
         )
 
-    def _destination(self, target: Target) -> Destination[Any]:
+    def _destination(self, kind: str) -> Destination[Any]:
         """The one object a kind; its driver is imported when it is first needed."""
         with self._lock:
-            if target.kind not in self._open:
-                self._open[target.kind] = _make(target.kind, self._settings)
-            return self._open[target.kind]
+            if kind not in self._open:
+                self._open[kind] = _make(kind, self._settings)
+            return self._open[kind]
 
 
-def _is_confirmed(folder: JobFolder, delivery: Delivery) -> bool:
-    receipt = folder.receipt(delivery.destination, delivery.batch)
+def _is_confirmed(parcel: Parcel) -> bool:
+    receipt = parcel.folder.receipt(parcel.destination, parcel.batch)
     return receipt is not None and receipt.state == "confirmed"
 
 

@@ -5,8 +5,6 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 
-import numpy as np
-
 from embedfleet import models, policies
 from embedfleet.broker import Broker
 from embedfleet.contract import Batch, EmbedSettings, JobSpec, Request
@@ -15,16 +13,15 @@ from embedfleet.jobfolder import JobFolder, delivery
 from embedfleet.redis import RedisBroker
 from embedfleet.settings import DEADLINE_S
 from embedfleet.store import check_allowed, open_store
-from embedfleet.tables import Input, InputInfo, Outcome, Outcomes, write_part
+from embedfleet.tables import Input, InputInfo, Outcomes, write_part
 from embedfleet_worker import logs, telemetry
+from embedfleet_worker.burial import dead_outcomes, failed
 from embedfleet_worker.engine.base import Priority
 from embedfleet_worker.pipeline import Pipeline, Problem
 from embedfleet_worker.settling import Turns, dead_letter, log_defect, settle
 from embedfleet_worker.starts import Counts, FolderCounts, Hopeless, RedisCounts, Starts
 
 log = logging.getLogger(__name__)
-
-_WIDEST = 65_536  # more dimensions than any model has
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ class Tasks:
             self._check_model(request.settings)
             settings = models.resolve(request.settings, self.model)
         except Permanent as exc:
-            return _failed(ids, request.settings, ("dead_letter", str(exc)))
+            return failed(ids, request.settings, ("dead_letter", str(exc)))
         counts = self._counts(request.reply_to)
         assert counts is not None  # noqa: S101 - only Redis carries requests
         given = Input(ids, list(request.texts), InputInfo(sha256="", tokens=0, rejected={}))
@@ -86,7 +83,7 @@ class Tasks:
             with self.starts.start(counts) as alone:
                 return self._in_time(given, settings, left_s, alone=alone)
         except Hopeless as exc:
-            return _failed(ids, request.settings, ("dead_letter", str(exc)))
+            return failed(ids, request.settings, ("dead_letter", str(exc)))
 
     def _in_time(self, given: Input, settings: EmbedSettings, left_s: float, *, alone: bool) -> Outcomes:
         """What takes longer than its caller waits is nobody's fault, and is not tried again."""
@@ -95,7 +92,7 @@ class Tasks:
         except DeadlineExceeded:
             if left_s > self.deadline_s:
                 raise
-            return _failed(given.ids, settings, ("expired", "it took longer than its caller waits"))
+            return failed(given.ids, settings, ("expired", "it took longer than its caller waits"))
 
     def _commit(self, folder: JobFolder, batch: Batch, counts: Counts) -> None:
         """Admit, prepare, embed, commit."""
@@ -111,7 +108,7 @@ class Tasks:
                 outcomes = self._batch_outcomes(folder, given, spec, alone=alone)
         except (Hopeless, ContractError, NotFound) as exc:
             hopeless = exc
-            outcomes = _dead(folder, batch.batch, spec.settings, exc)
+            outcomes = dead_outcomes(folder, batch.batch, spec.settings, exc)
         with self.metrics.stage("write"):
             part = write_part(outcomes, spec.settings.encoding, folder.job, batch.batch)
             written = policies.STORE(folder.write_part, batch.batch, part)
@@ -144,13 +141,13 @@ class Tasks:
         """Every end of a batch is outcomes: vectors, cancelled, expired, or settings that this worker can't satisfy."""
         settings = spec.settings
         if folder.is_cancelled():
-            return _failed(given.ids, settings, ("cancelled", "the job was cancelled before this text was embedded"))
+            return failed(given.ids, settings, ("cancelled", "the job was cancelled before this text was embedded"))
         if spec.expires_at is not None and self.broker.clock() > spec.expires_at:
-            return _failed(given.ids, settings, ("expired", "the job expired before this text was embedded"))
+            return failed(given.ids, settings, ("expired", "the job expired before this text was embedded"))
         try:
             resolved = models.resolve(settings, self.model)
         except Permanent as exc:
-            return _failed(given.ids, settings, ("dead_letter", str(exc)))
+            return failed(given.ids, settings, ("dead_letter", str(exc)))
         return self._outcomes(given, resolved, Priority.BULK, self.deadline_s, alone=alone)
 
     def _check_model(self, settings: EmbedSettings) -> None:
@@ -186,22 +183,4 @@ class Tasks:
         except Exception as exc:
             log_defect("batch", exc)
             problem: Problem = ("internal_error", f"its batch failed in the worker ({type(exc).__name__}); see its log")
-            return _failed(given.ids, settings, problem)
-
-
-def _dead(folder: JobFolder, number: int, settings: EmbedSettings, reason: Permanent) -> Outcomes:
-    """The outcomes of a batch that can't be done. Raises the reason when it is none of the job's."""
-    try:
-        ids = policies.STORE(folder.input, number).ids
-    except (ContractError, NotFound):
-        sealed = folder.sealed()
-        if sealed is None or number >= sealed.batches:
-            raise reason from None
-        ids = [f"input/{number:08d}.parquet"]  # nobody can say any more which texts it held
-    return _failed(ids, settings, ("dead_letter", str(reason)))
-
-
-def _failed(ids: list[str], settings: EmbedSettings, problem: Problem) -> Outcomes:
-    rows = [Outcome(record_id, error=problem) for record_id in ids]
-    dimensions = settings.dimensions or 1  # perhaps refused because nobody has as many
-    return Outcomes(rows, np.zeros((len(rows), dimensions if dimensions <= _WIDEST else 1), np.float32))
+            return failed(given.ids, settings, problem)

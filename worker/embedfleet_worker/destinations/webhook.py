@@ -1,4 +1,4 @@
-"""The webhook: one signed request a part, and what its answers mean. Not where it may go (address.py).
+"""The webhook: a signed request a part, or a finished job, and what its answers mean. Not where it may go (address.py).
 
 Standard Webhooks: https://www.standardwebhooks.com
 """
@@ -17,8 +17,10 @@ import httpcore2
 from pydantic import SecretStr
 
 from embedfleet import __version__
-from embedfleet.destinations import Webhook
+from embedfleet.destinations import CALLBACK, Webhook
 from embedfleet.errors import ConfigurationError, DestinationRefused, DestinationUnavailable
+from embedfleet.jobfolder import JobFolder
+from embedfleet.jobstatus import JobStatus
 from embedfleet.settings import FleetSettings
 from embedfleet.store import first_line
 from embedfleet_worker.destinations.address import Backend, Guard, Origin
@@ -69,10 +71,16 @@ class WebhookDestination:
 
     def deliver(self, target: Webhook, parcel: Parcel) -> str:
         """Post it; the answer, for the receipt. At most 15 s. Raises DestinationUnavailable or DestinationRefused."""
+        return self._send(target, f"{parcel.folder.job}-{parcel.batch:08d}-{parcel.destination}", _embedded(parcel))
+
+    def complete(self, target: Webhook, folder: JobFolder, status: JobStatus) -> str:
+        """Say that a job is finished; returns and raises as :meth:`deliver`."""
+        return self._send(target, f"{folder.job}-{CALLBACK}", _done(folder, status))
+
+    def _send(self, target: Webhook, message_id: str, body: bytes) -> str:
+        """``message_id``: the same in every try, so that a receiver knows what it has already."""
         key = _key(self._secret)
         origin, path = self._guard.admit(target.url)
-        body = _body(parcel)
-        message_id = f"{parcel.folder.job}-{parcel.batch:08d}-{parcel.destination}"
         headers = [("host", origin.authority), *_headers(key, message_id, int(time.time()), body)]
         try:
             status, retry_after_s = self._post(origin, path, headers, body)
@@ -117,7 +125,7 @@ def _key(secret: SecretStr | None) -> bytes:
     return key
 
 
-def _body(parcel: Parcel) -> bytes:
+def _embedded(parcel: Parcel) -> bytes:
     """References and counts, the same bytes in every try. No time: nobody recorded when the part was made."""
     info = parcel.info
     folder = parcel.folder
@@ -130,7 +138,20 @@ def _body(parcel: Parcel) -> bytes:
         "model": info.provenance.get("model"),
         "dimensions": info.provenance.get("dimensions"),
     }
-    return json.dumps({"type": "embedfleet.batch.embedded", "data": data}, separators=(",", ":")).encode()
+    return _event("embedfleet.batch.embedded", data)
+
+
+def _done(folder: JobFolder, status: JobStatus) -> bytes:
+    """How the job ended: counts over all of it, and over the deliveries of each destination."""
+    counts = [
+        {"destination": each.destination, "confirmed": each.confirmed, "dead": each.dead} for each in status.deliveries
+    ]
+    data = {"job": folder.job, "folder": folder.uri, "state": status.state, "batches": status.batches_done}
+    return _event("embedfleet.job.done", {**data, **status.totals.model_dump(), "deliveries": counts})
+
+
+def _event(kind: str, data: dict[str, object]) -> bytes:
+    return json.dumps({"type": kind, "data": data}, separators=(",", ":")).encode()
 
 
 def _headers(key: bytes, message_id: str, timestamp: int, body: bytes) -> _Headers:

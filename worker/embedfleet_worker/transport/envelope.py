@@ -24,7 +24,7 @@ class _Headers(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    task: Literal["embedfleet.embed", "embedfleet.answer", "embedfleet.deliver"]
+    task: Literal["embedfleet.embed", "embedfleet.answer", "embedfleet.deliver", "embedfleet.complete"]
     id: str
     lang: str | None = None
     shadow: None = None
