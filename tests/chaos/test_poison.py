@@ -32,7 +32,8 @@ BOTH = tuple(ACTS) if KILLS else ("kill", "raise")
 def test_poison(fleet: ChaosFleet, act: str) -> None:
     fleet.environment["EMBEDFLEET_DEADLINE_S"] = str(DEADLINE_S)
     fleet.keep(2)
-    texts = TEXTS | {BAD: f"chaos:{act}"}
+    more = {f"m{number}": "a good text" for number in range(1500)} if act == "hang" else {}
+    texts = TEXTS | {BAD: f"chaos:{act}"} | more
     check(fleet, fleet.submit(texts.items()), texts, bad=ACTS[act], timeout_s=200)
 
 
