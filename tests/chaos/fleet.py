@@ -153,6 +153,10 @@ class ChaosFleet:
         """A job of small batches."""
         return self.producer.submit(records, key=key, **others)
 
+    def is_idle(self) -> bool:
+        """Nothing waits to be embedded, and nobody holds any of it."""
+        return self.broker.look(self.bulk).empty
+
     def forget_messages(self) -> None:
         """Have the broker lose all that it has."""
         if isinstance(self.broker, RedisBroker):

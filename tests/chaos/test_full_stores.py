@@ -66,9 +66,9 @@ def test_redis_at_its_memory_limit_with_a_deep_queue(redis: Redis, start_fleet: 
     job = fleet.submit(({"id": name, "text": text} for name, text in TEXTS.items()))
     filler = b"x" * 1000
     redis.client.rpush("filler", *([filler] * 5000))  # what is deep is deep for somebody else too
-    redis.client.config_set("maxmemory", int(redis.client.info("memory")["used_memory"]))  # type: ignore[index]
+    redis.client.config_set("maxmemory", int(redis.client.info("memory")["used_memory"]))
     fleet.keep(2)
     check(fleet, job, TEXTS)
-    wait_until(lambda: fleet.broker.is_idle(fleet.bulk), "every lease to be settled")
+    wait_until(lambda: fleet.is_idle(), "every lease to be settled")
     assert fleet.figures.redelivered == 0
     assert fleet.exits == []

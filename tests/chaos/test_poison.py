@@ -56,7 +56,7 @@ def test_garbage(fleet: ChaosFleet) -> None:
     rubbish(fleet)
     fleet.keep(2)
     check(fleet, job, TEXTS)
-    wait_until(lambda: fleet.broker.is_idle(fleet.bulk), "all of it to be set aside")
+    wait_until(lambda: fleet.is_idle(), "all of it to be set aside")
     assert fleet.exits == []
 
 

@@ -48,7 +48,7 @@ def test_every_message_twice(proxy: aws.Proxy, start_fleet: StartFleet) -> None:
     job = fleet.submit(TEXTS.items())
     fleet.keep(2)
     check(fleet, job, TEXTS)
-    wait_until(lambda: fleet.broker.is_idle(fleet.bulk), "the second copies to be gone")
+    wait_until(lambda: fleet.is_idle(), "the second copies to be gone")
     taken = Counter(event.about for event in fleet.journal.events() if event.what == "taken")
     assert set(taken.values()) == {2}
 

@@ -71,7 +71,7 @@ def test_stopped_for_longer_than_its_lease(fleet: ChaosFleet) -> None:
             break
     check(fleet, job, TEXTS)
     # What came back after the others had done it left nothing behind.
-    wait_until(lambda: fleet.broker.is_idle(fleet.bulk), "the queue to be empty, and no lease left")
+    wait_until(lambda: fleet.is_idle(), "the queue to be empty, and no lease left")
 
 
 def _taken_twice(fleet: ChaosFleet) -> set[tuple[str, int]]:

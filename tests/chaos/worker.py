@@ -1,15 +1,13 @@
 """A worker that keeps a journal and can be killed at any step: ``python -m tests.chaos.worker``. Test code only.
 
-It is `embedfleet_worker` with hooks at interfaces that stay. A file ``kill at <point>`` in CHAOS_FOLDER makes the first
-worker that comes to this point, and holds a lease, kill itself; texts with ``chaos:`` do things to the engine.
+It is `embedfleet_worker` with hooks. A file ``kill at <point>`` in CHAOS_FOLDER makes the first
+worker that comes to this point, and holds a lease, kill itself; bad_texts.py has texts that do.
 """
 
 import base64
-import ctypes
 import functools
 import json
 import os
-import resource
 import runpy
 import signal
 import threading
@@ -27,18 +25,18 @@ from embedfleet.lost import Lanes
 from embedfleet.redis import RedisBroker
 from embedfleet.sqs import SqsBroker
 from embedfleet_worker import app
-from embedfleet_worker.engine import synthetic
 from embedfleet_worker.lifecycle import janitor
 from embedfleet_worker.lifecycle.drain import Drain
 from embedfleet_worker.transport import channel
 from embedfleet_worker.transport.holding import Holding
 from embedfleet_worker.transport.redis import RedisLeases
 from embedfleet_worker.transport.sqs import SqsLeases
+from tests.chaos import bad_texts
 from tests.chaos.journal import DRAINING, GIVING_BACK, SWEEPING, Batch, Journal
 
-_folder = Path(os.environ["CHAOS_FOLDER"])
-_name = os.environ["CHAOS_WORKER"]
-_journal = Journal(_folder / "journal")
+_folder = Path(os.environ.get("CHAOS_FOLDER", os.devnull))
+_name = os.environ.get("CHAOS_WORKER", "")
+_journal: Journal
 _SCRIPTS = {"poll": "lease", "leases": "settlement", "heartbeat": "sweep"}
 """By thread, what its scripts do on Redis."""
 _OPERATIONS = {
@@ -170,49 +168,6 @@ def _hook_work() -> None:
         broker.publish_all = published  # type: ignore[method-assign]
 
 
-def _hook_engine() -> None:
-    vectors = synthetic.synthetic_vectors
-
-    def embedded(prompts: Sequence[str], dimensions: int) -> Any:
-        for prompt in prompts:
-            for word, act in _ACTS.items():
-                if word in prompt:
-                    act()
-        return vectors(prompts, dimensions)
-
-    synthetic.synthetic_vectors = embedded
-
-
-def _die() -> None:
-    """As the kernel has it when memory is short."""
-    _journal.write(_name, "killed by a text")
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _raise() -> None:
-    raise RuntimeError("chaos")
-
-
-def _exhaust() -> None:
-    """All memory that the process may have."""
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, before[1]))
-    try:
-        bytearray(2**32)
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
-
-
-_ACTS: dict[str, Callable[[], object]] = {
-    "chaos:kill": _die,
-    "chaos:segfault": lambda: ctypes.string_at(0),
-    "chaos:hang": lambda: time.sleep(3600),
-    "chaos:raise": _raise,
-    "chaos:memory": _exhaust,
-}
-
-
 def _use_stock_transport() -> None:
     """kombu's own, which pops first and leases later: the suite has to see that it loses messages."""
     channel.URL = os.environ["EMBEDFLEET_BROKER_URL"]
@@ -235,16 +190,17 @@ def _hurry_janitor() -> None:
 
 def _sleep_under_faketime() -> None:
     """libfaketime 0.9.10 has clock_nanosleep fail, which Python's sleep is made of."""
-    time.sleep = lambda seconds: threading.Event().wait(seconds) and None
+    time.sleep = lambda seconds: None if threading.Event().wait(float(seconds)) else None
 
 
 if __name__ == "__main__":
+    _journal = Journal(_folder / "journal")
     if "FAKETIME" in os.environ:
         _sleep_under_faketime()
     _hook_leases()
     _hook_settling()
     _hook_work()
-    _hook_engine()
+    bad_texts.hook(lambda: _journal.write(_name, "killed by a text"))
     _hurry_janitor()
     if "CHAOS_STOCK" in os.environ:
         _use_stock_transport()
