@@ -190,7 +190,11 @@ def _hurry_janitor() -> None:
 
 def _sleep_under_faketime() -> None:
     """libfaketime 0.9.10 has clock_nanosleep fail, which Python's sleep is made of."""
-    time.sleep = lambda seconds: None if threading.Event().wait(float(seconds)) else None
+
+    def sleep(seconds: Any) -> None:
+        threading.Event().wait(float(seconds))
+
+    time.sleep = sleep
 
 
 if __name__ == "__main__":
