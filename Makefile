@@ -1,11 +1,12 @@
 # Every target does its own set-up; the first run installs .venv, later ones start at once.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test infra-test infra-apply-test lint format bench loadtest images images-test lock clean
+.PHONY: help setup demo test chaos infra-test infra-apply-test lint format bench loadtest images images-test lock clean
 
 # Used only when pip's own configuration does not offer the CPU build of torch.
 PYTORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 PYTHON := .venv/bin/python
 READY := .venv/.ready
+KILLS ?= 1000
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 IMAGE = docker build --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD)
 
@@ -33,6 +34,9 @@ demo: $(READY)  ## embed the standard library's docstrings and search them
 
 test: $(READY)  ## all tests
 	@$(PYTHON) -m pytest $(TESTS)
+
+chaos: $(READY)  ## kill workers, brokers and networks: KILLS=1000, under an hour
+	@CHAOS_KILLS=$(KILLS) $(PYTHON) -m pytest tests/chaos --timeout 7200
 
 infra-test: $(READY)  ## Terraform: form, behaviour, policies; with a mocked provider
 	@$(PYTHON) -m pytest tests/infra

@@ -79,11 +79,18 @@ def put_bucket(endpoint: str) -> None:
 
 
 FAULTS = ("500", "throttled", "expired", "reset", "cut", "empty", "page", "number", "hang")
-"""What :class:`Proxy` can answer instead of SQS. ``some`` of a batch, beside these: every second entry is refused."""
+"""What :class:`Proxy` can answer instead of SQS.
+
+Beside these: other statuses; ``some`` of a batch: every second entry is refused; ``twice``: SQS is asked once more.
+"""
 _BODIES: dict[str, tuple[int, bytes]] = {
     "500": (500, b'{"__type": "InternalFailure"}'),
     "throttled": (503, b'{"__type": "com.amazonaws.sqs#ThrottlingException", "message": "slow down"}'),
     "expired": (400, b'{"__type": "com.amazon.coral.service#ExpiredTokenException", "message": "it is expired"}'),
+    "400": (400, b'{"__type": "InvalidAction", "message": "it is not known"}'),
+    "403": (403, b'{"__type": "com.amazonaws.sqs#AccessDeniedException", "message": "you may not"}'),
+    "503": (503, b""),
+    "599": (599, b""),
     "empty": (200, b""),
     "page": (200, b"<html>Please log in.</html>"),
     "number": (200, b"7"),
@@ -151,6 +158,8 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             forward = self.proxy.some if fault == "some" else self.proxy.forward
             status, answer = forward(body, headers)
+            if fault == "twice":
+                status, answer = forward(body, headers)
             if operation.endswith("Batch"):
                 self.proxy.entries.append((operation, len(json.loads(body)["Entries"])))
             self._answer(status, answer)

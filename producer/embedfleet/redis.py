@@ -33,6 +33,16 @@ _OLD_QUARANTINE = "unacked-quarantine"  # of all fleets on a database, before th
 _PAGE = 200  # letters in one answer: each may have 88 KB
 
 
+# Not a transaction: Redis at its memory limit refuses all of one.
+_LOOK = """
+local seen = {redis.call('TIME'), redis.call('HVALS', KEYS[1])}
+for list = 2, #KEYS do
+  seen[#seen + 1] = redis.call('LRANGE', KEYS[list], ARGV[1], -1)
+end
+return seen
+"""
+
+
 class RedisBroker(Broker):
     """One Redis server: lanes are lists, as Celery has them."""
 
@@ -59,12 +69,9 @@ class RedisBroker(Broker):
         return int(self.call(self.redis.llen, queue))
 
     def look(self, queue: str) -> QueueView:
-        """In one transaction: a message on its way between the queue and its leases is seen."""
-        pipe = self.redis.pipeline()
-        pipe.time().hvals(f"{queue}-leases")
-        for step in PRIORITY_STEPS:
-            pipe.lrange(f"{queue}{step}", -_OLDEST_OF, -1)
-        (seconds, micros), leases, *lists = self.call(pipe.execute)
+        """In one step: a message on its way between the queue and its leases is seen."""
+        keys = [f"{queue}-leases", *(f"{queue}{step}" for step in PRIORITY_STEPS)]
+        (seconds, micros), leases, *lists = self.call(self.redis.eval, _LOOK, len(keys), *keys, -_OLDEST_OF)
         waiting = [published_at(message) for messages in lists for message in messages]
         leased = frozenset(work for message in leases if (work := work_of(message)) is not None)
         return QueueView(float(seconds) + float(micros) / 1e6, min(waiting, default=None), leased)

@@ -95,7 +95,8 @@ def test_what_fits_in_the_grace_time_is_finished_and_the_rest_given_back_at_once
     finished = job.status().batches_done - done
     assert 2 <= finished <= 4
     drained.check_nothing_is_left()
-    assert drained.fleet.broker.depth(drained.bulk) == 10 - done - finished
+    left = 10 - done - finished
+    assert left <= drained.fleet.broker.depth(drained.bulk) <= left + 1  # one may be done just when it is given back
     assert any(said.startswith("stopped: ") and "given back" in said for said in drained.messages())
     drained.start()
     assert job.wait(timeout_s=30).state == "done"

@@ -58,8 +58,6 @@ def spoil(engine, prompts):
     found = embed(engine, prompts)
     vectors = list(found.vectors)
     for row, tokens in enumerate(prompts):
-        if "defect" in tokens.prompt:
-            raise ValueError(tokens.prompt)
         if "stray" in tokens.prompt:
             threading.Thread(target=stray, args=(tokens.prompt,)).start()
             print(f"no text", file=sys.stderr)
@@ -78,6 +76,13 @@ def stray(prompt):
     logging.getLogger("celery.somewhere").error("it broke: %r", KeyError(prompt))
     raise ValueError(prompt)
 SyntheticEngine._embed = spoil
+from embedfleet_worker import pipeline
+render = pipeline.render
+def defective(text, *args):
+    if "defect" in text:
+        raise ValueError(text)
+    return render(text, *args)
+pipeline.render = defective
 runpy.run_module("embedfleet_worker", run_name="__main__")
 """
 

@@ -4,6 +4,7 @@ import base64
 import itertools
 import json
 import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from embedfleet import Fleet, Pgvector
+from embedfleet.broker import connect
 from embedfleet.cli import cli
 from embedfleet.contract import Batch, Delivery
 from embedfleet.envelope import wrap
@@ -21,6 +23,7 @@ from embedfleet.lost import Lanes
 from embedfleet.openjobs import OpenJob, open_path, read, remove, write
 from embedfleet.openjobs import open_jobs as named
 from embedfleet.reconcile import Sweep
+from embedfleet.settings import load
 from tests.unit.redis_server import RedisServer
 from tests.unit.test_job import TEXTS, commit
 
@@ -81,6 +84,14 @@ def queued(server: RedisServer, queue: str) -> list[int]:
     """Numbers of the batches in a queue, in the order of publishing."""
     raws = reversed(server.client.lrange(queue, 0, -1))  # type: ignore[arg-type]
     return [json.loads(base64.b64decode(json.loads(raw)["body"]))[0][0]["batch"] for raw in raws]
+
+
+def test_a_redis_at_its_memory_limit_is_looked_at(redis_server: RedisServer) -> None:
+    """Else nobody would publish again what is lost, nor close a job."""
+    with closing(connect(load(broker_url=redis_server.url))) as broker:
+        redis_server.client.config_set("maxmemory", 1)
+        assert broker.look("q").empty
+        redis_server.client.config_set("maxmemory", 0)
 
 
 def test_a_job_is_open_until_it_is_found_finished(fleet: Fleet, redis_server: RedisServer) -> None:

@@ -68,9 +68,11 @@ class Starts:
         self._alone = False
         self._suspects = 0
         self._under_way: dict[Counts, bool] = {}
+        self._over = False
 
     def forgive(self) -> None:
-        """Charge nothing of what is under way: the process ends for another reason."""
+        """Charge nothing of what is under way, and begin nothing: the process ends for another reason."""
+        self._over = True
         for counts in list(self._under_way):
             self._undo(counts)
 
@@ -85,6 +87,8 @@ class Starts:
             counts.add(alone=suspect)
             self._under_way[counts] = suspect
             try:
+                if self._over:
+                    raise GiveBack("the worker stops")
                 yield suspect
             except BLAMED:
                 raise  # charged

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import embedfleet
 from embedfleet.batching import estimated_tokens
-from embedfleet.errors import DeadlineExceeded, EngineUnavailable
+from embedfleet.errors import DeadlineExceeded, EngineFailed, EngineUnavailable
 from embedfleet.models import ModelProfile
 from embedfleet.settings import FleetSettings
 from embedfleet.synthetic import synthetic_vectors
@@ -89,8 +89,8 @@ class SyntheticEngine:
         outcome: Embedded | Exception
         try:
             outcome = self._embed(work.prompts)
-        except Exception as exc:
-            outcome = exc
+        except Exception as exc:  # its message may quote a text
+            outcome = EngineFailed(f"engine: it failed ({type(exc).__name__})")
         if self._texts_per_s:
             work.abandoned.wait(max(0.0, begun + len(work.prompts) / self._texts_per_s - time.monotonic()))
         if not work.abandoned.is_set():
