@@ -153,8 +153,9 @@ def test_how_often_a_message_was_given_out_is_known(taker: SqsTaker, monkeypatch
 # Whatever SQS answers
 
 
-@pytest.mark.parametrize("operation", ["ReceiveMessage", "DeleteMessageBatch", "ChangeMessageVisibilityBatch"])
+@pytest.mark.parametrize("operation", ["ReceiveMessage", "DeleteMessageBatch", "SendMessageBatch"])
 def test_all_messages_are_done_whatever_sqs_answers(taker: SqsTaker, proxy: aws.Proxy, operation: str) -> None:
+    taker.publish(*range(30))
     for fault in FAULTS[:-1] if operation == "ReceiveMessage" else FAULTS:
         proxy.faults[operation] += [fault] * 2
     done: set[int] = set()
@@ -165,7 +166,7 @@ def test_all_messages_are_done_whatever_sqs_answers(taker: SqsTaker, proxy: aws.
         while taker.taken:
             message = taker.taken.pop()
             number = message.payload[0][0]["batch"]
-            if number in again or operation != "ChangeMessageVisibilityBatch":
+            if number in again or operation != "SendMessageBatch":
                 message.ack()
                 done.add(number)
             else:
@@ -174,7 +175,6 @@ def test_all_messages_are_done_whatever_sqs_answers(taker: SqsTaker, proxy: aws.
                 again.add(number)
         return len(done) == 30 and taker.settled()
 
-    taker.publish(*range(30))
     wait_until(all_done, "all messages", timeout_s=40)
     assert done == set(range(30))
     assert not proxy.faults[operation]
@@ -303,8 +303,22 @@ def test_closing_waits_for_no_poll_and_what_that_still_brings_is_given_back(
     assert time.monotonic() - begun < 1
     assert proxy.entries == []
     taker.publish(1)
-    wait_until(lambda: ("ChangeMessageVisibilityBatch", 1) in proxy.entries, "it to be given back", timeout_s=5)
+    wait_until(lambda: ("DeleteMessageBatch", 1) in proxy.entries, "it to be given back", timeout_s=5)
     assert taker.broker.depth(taker.bulk) == 1
+
+
+def test_what_is_given_back_counts_for_nothing_unless_it_is_blamed(taker: SqsTaker) -> None:
+    """SQS counts how often it gives a message out: more than once is to mean that a worker did not come back with it."""
+    taker.publish(1)
+    for blamed, times in ((False, 1), (False, 1), (True, 2)):
+        taker.take(1)
+        message = taker.taken.pop()
+        given_back[message.delivery_tag] = Back(0, blamed=blamed)
+        message.requeue()
+        taker.take(1)
+        assert taker.holding.times(taker.taken[0].delivery_tag) == times
+        given_back[taker.taken[0].delivery_tag] = Back(0)
+        taker.taken.pop().requeue()
 
 
 def test_what_is_held_when_the_channel_is_closed_is_visible_at_once(taker: SqsTaker) -> None:
