@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from embedfleet.broker import Broker
 from embedfleet.contract import Batch, Delivery
+from embedfleet.errors import ContractError, NotFound
 from embedfleet.jobfolder import JobFolder, delivery
 from embedfleet.queueview import CLOCKS_S, QueueView, Work
 from embedfleet.submission import batch_message
@@ -79,8 +80,15 @@ def lost_batches(folder: JobFolder, numbers: range | list[int], view: QueueView)
     missing = set(numbers).difference(folder.parts())
     for number in sorted(missing):
         if (folder.job, number, "") not in view.leased:
-            info, _ = folder.input_info(number)
-            yield batch_message(folder, number, info.tokens)
+            yield batch_message(folder, number, _tokens(folder, number))
+
+
+def _tokens(folder: JobFolder, number: int) -> int:
+    """Estimated. Of an input that can't be read, none: a worker writes the part that says so."""
+    try:
+        return folder.input_info(number)[0].tokens
+    except (ContractError, NotFound):
+        return 0
 
 
 def lost_deliveries(folder: JobFolder, held: frozenset[Work]) -> Iterator[Delivery]:

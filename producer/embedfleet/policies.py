@@ -1,8 +1,8 @@
 """When what failed is tried again: one policy a dependency, bounded in tries and time. What is retryable, classes say.
 
 What is still down then is not waited for here: a producer is told, a worker gives the message back and takes no more
-of its lane for a while (its transport/holding.py). None of these is used inside another, and Celery's and the drivers'
-own are off.
+of its lane for a while (its transport/holding.py). None of these is used inside another, and Celery's own are off. Of
+the drivers, S3's tries a request twice more, for producers too, who have no policy of ours around a single object.
 """
 
 from tenacity import Retrying, retry_if_exception, retry_if_exception_type, stop_after_attempt, stop_after_delay

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,9 +41,10 @@ def published_at(message: bytes) -> float:
     """When a message was published; 0 where that is not known: other producers than ours don't say."""
     try:
         found = json.loads(message)["headers"][AT]
-    except (ValueError, LookupError, TypeError, RecursionError):
+        at = float(found) if isinstance(found, int | float) else 0.0
+    except (ValueError, LookupError, TypeError, RecursionError, OverflowError):
         return 0.0
-    return float(found) if isinstance(found, int | float) else 0.0
+    return at if math.isfinite(at) else 0.0
 
 
 def work_of(message: bytes) -> Work | None:
@@ -50,7 +52,7 @@ def work_of(message: bytes) -> Work | None:
     try:
         said: Any = json.loads(base64.b64decode(json.loads(message)["body"]))[0][0]
         return str(said["job"]), int(said.get("batch", 0)), str(said.get("destination") or _otherwise(said))
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError):
         return None
 
 

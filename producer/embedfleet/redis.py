@@ -87,6 +87,10 @@ class RedisBroker(Broker):
                 f"broker {mask_url(self.url)}: it can't be reached ({masked_reason(exc)}). "
                 "Check EMBEDFLEET_BROKER_URL and that the server runs."
             ) from None
+        except (AttributeError, LookupError, TypeError, ValueError):  # what the driver's parsers trip over
+            raise BrokerUnavailable(
+                f"broker {mask_url(self.url)}: what answers is not Redis. Check EMBEDFLEET_BROKER_URL."
+            ) from None
 
     def publish_all(self, messages: Sequence[Message], queue: str) -> None:
         """In one request, where the consumers take from the other end."""

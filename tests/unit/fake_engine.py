@@ -76,6 +76,8 @@ class FakeEngine:
         elif not wanted & self.slow:
             errors = {row: self.refused[t.prompt] for row, t in enumerate(prompts) if t.prompt in self.refused}
             future.set_result(Embedded(self._vectors(prompts), errors))
+        else:
+            future.set_running_or_notify_cancel()
         return future
 
     def abort(self, future: "Future[Embedded]") -> None:

@@ -1,8 +1,10 @@
 """The pipeline with a fake engine: one outcome a text, neighbours unharmed, a hit bit for bit a miss."""
 
 import re
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from embedfleet.errors import DeadlineExceeded, EngineFailed, EngineUnavailable
 from embedfleet.models import ModelProfile
 from embedfleet.tables import Outcomes, read_part, write_part
 from embedfleet_worker.cache import Entry, VectorCache
-from embedfleet_worker.engine.base import Priority, Tokens
+from embedfleet_worker.engine.base import Embedded, Priority, Tokens
 from embedfleet_worker.pipeline import Cache, NoCache, Pipeline, Problem
 from tests.unit.fake_engine import FakeEngine
 from tests.unit.redis_server import RedisServer, running_redis
@@ -439,6 +441,24 @@ def test_what_was_computed_before_the_engine_died_is_cached(engine: FakeEngine) 
     with pytest.raises(EngineUnavailable):
         run(engine, ["a", "b", "bad", "worse"], cache=cache, deadline_s=0.02, alone=True)
     assert {entry.vector.tobytes() for entry in cache.kept.values()} == {engine.vector(t).tobytes() for t in "ab"}
+
+
+def test_waiting_behind_other_batches_is_nobodys_fault(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time counts from when the engine begins with a batch."""
+    embed = engine.embed
+
+    def later(prompts: Sequence[Tokens], priority: Priority) -> "Future[Embedded]":
+        future: Future[Embedded] = Future()
+
+        def do() -> None:
+            future.set_running_or_notify_cancel()
+            future.set_result(embed(prompts, priority).result())
+
+        threading.Timer(1, do).start()
+        return future
+
+    monkeypatch.setattr(engine, "embed", later)
+    assert errors(run(engine, ["a"], deadline_s=0.3)) == [None]
 
 
 def test_the_tokenizers_time_is_part_of_the_deadline(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,15 @@ def back(taken: Taken, delay_s: float = 0) -> Order:
 # Taking
 
 
+def test_what_an_outage_gives_back_goes_behind_all_that_waits(lane: Any) -> None:
+    """Or one store that is down would be tried again and again, before all that could be done."""
+    lane.publish("a", "b")
+    [taken] = lane.a.take("q", 1)
+    lane.a.settle([Order("q", taken.lease, 2, 0, last=True)])
+    assert lane.waiting() == [b"b", b"a"]
+    assert not lane.client.exists("q-leases", "q-ends")
+
+
 def test_several_are_taken_in_one_step_up_to_the_room_and_in_order(lane: Lane) -> None:
     lane.publish("m1", "m2", "m3", "m4", "m5")
     lane.a.take("q", 1)  # the script is known from now on

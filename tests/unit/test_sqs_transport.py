@@ -112,20 +112,23 @@ def test_a_lease_is_renewed_until_the_message_is_done(taker: SqsTaker) -> None:
 def test_without_renewal_it_is_given_out_again_and_the_late_one_hurts_nobody(
     taker: SqsTaker, proxy: aws.Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its receipt is not valid any more when the second holder has deleted the message: told once."""
+    """Its receipt is not valid any more when another has deleted the message. What it gives back comes again."""
     monkeypatch.setattr(taker.holding, "renew", lambda: None)
     taker.publish(1)
     taker.take(2)
-    first, second = taker.taken
-    second.ack()
+    first, *others = taker.taken
+    for each in others:
+        each.ack()
     wait_until(taker.settled, "the deletion")
     told = proxy.seen["ChangeMessageVisibilityBatch"] + proxy.seen["DeleteMessageBatch"]
     Holding.renew(taker.holding)
+    given_back[first.delivery_tag] = Back(0)
     first.requeue()
-    taker.look(0.5)
+    taker.taken.clear()
+    assert taker.take(1) == [1]
     assert proxy.seen["ChangeMessageVisibilityBatch"] + proxy.seen["DeleteMessageBatch"] == told + 2
-    assert taker.settled()
-    assert taker.room(taker.bulk) == 5
+    taker.taken.pop().ack()
+    wait_until(lambda: taker.settled() and taker.room(taker.bulk) == 5, "nothing to be left")
 
 
 # Giving back
@@ -147,7 +150,7 @@ def test_how_often_a_message_was_given_out_is_known(taker: SqsTaker, monkeypatch
     monkeypatch.setattr(taker.holding, "renew", lambda: None)
     taker.publish(1)
     taker.take(2)
-    assert sorted(held.taken.times for held in taker.holding._held.values()) == [1, 2]
+    assert sorted(held.taken.times for held in taker.holding._held.values())[:2] == [1, 2]
 
 
 # Whatever SQS answers
@@ -308,7 +311,7 @@ def test_closing_waits_for_no_poll_and_what_that_still_brings_is_given_back(
 
 
 def test_what_is_given_back_counts_for_nothing_unless_it_is_blamed(taker: SqsTaker) -> None:
-    """SQS counts how often it gives a message out: more than once is to mean that a worker did not come back with it."""
+    """SQS counts how often it gives a message out: more than once is to mean that a worker did not bring it back."""
     taker.publish(1)
     for blamed, times in ((False, 1), (False, 1), (True, 2)):
         taker.take(1)
@@ -319,6 +322,23 @@ def test_what_is_given_back_counts_for_nothing_unless_it_is_blamed(taker: SqsTak
         assert taker.holding.times(taker.taken[0].delivery_tag) == times
         given_back[taker.taken[0].delivery_tag] = Back(0)
         taker.taken.pop().requeue()
+
+
+def test_what_sqs_does_not_take_anew_is_not_deleted(taker: SqsTaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = taker.broker.call_batch
+
+    def refuse(operation: str, queue: str, entries: Any) -> Any:
+        if operation == "send_message_batch":
+            return set(), {row: {"SenderFault": True, "Code": "InvalidMessageContents"} for row in range(len(entries))}
+        return call(operation, queue, entries)
+
+    taker.publish(1)
+    taker.take(1)
+    monkeypatch.setattr(taker.broker, "call_batch", refuse)
+    message = taker.taken.pop()
+    given_back[message.delivery_tag] = Back(0)
+    message.requeue()
+    assert taker.take(1) == [1]
 
 
 def test_what_is_held_when_the_channel_is_closed_is_visible_at_once(taker: SqsTaker) -> None:

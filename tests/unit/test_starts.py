@@ -202,6 +202,20 @@ def test_who_ended_its_worker_too_often_does_not_start() -> None:
     assert counts.count == Count(0, ALONE_STARTS)
 
 
+def test_a_start_whose_note_is_made_though_its_answer_is_lost_is_taken_back() -> None:
+    counts = FakeCounts()
+    add = counts.add
+
+    def lost(*, alone: bool) -> None:
+        add(alone=alone)
+        raise BrokerUnavailable("no answer")
+
+    counts.add = lost  # type: ignore[method-assign]
+    with pytest.raises(BrokerUnavailable):
+        start(counts)
+    assert counts.count == Count()
+
+
 def test_counts_that_can_not_be_cleared_end_nothing() -> None:
     counts = FakeCounts()
     counts.fails = True
@@ -308,6 +322,13 @@ def charged_and_forgiven(counts: Counts) -> None:
     assert inside.begun.wait(5)
     starts.forgive()
     inside.end()
+
+
+def test_starts_that_a_store_could_not_be_told_the_end_of_charge_nobody(folder: JobFolder) -> None:
+    """SQS gave the message out twice: one came to nothing, whatever is noted."""
+    for _ in range(ALONE_STARTS + 3):
+        folder.begin_start(7)
+    assert FolderCounts(folder, 7, 2).get() == Count(1, 1)
 
 
 def test_two_that_begin_at_once_count_twice(folder: JobFolder) -> None:

@@ -429,7 +429,21 @@ def test_a_dead_letter_that_cannot_be_kept_gives_the_message_back(store: Folder,
 # Whatever breaks
 
 
-@pytest.mark.parametrize("exception", ANY_EXCEPTION, ids=lambda found: type(found).__name__)
+def test_memory_that_is_short_is_nobodys_error(worker: Worker) -> None:
+    """Another batch may have taken it. It is charged, and tried alone."""
+    worker.engine.failure = MemoryError("a text")
+    with pytest.raises(GiveBack) as given_back:
+        worker.tasks.embed(worker.submit())
+    assert given_back.value.blamed
+    assert len(starts(worker)) == 1
+    assert worker.dead_letters() == []
+
+
+@pytest.mark.parametrize(
+    "exception",
+    [each for each in ANY_EXCEPTION if not isinstance(each, MemoryError)],
+    ids=lambda found: type(found).__name__,
+)
 def test_a_defect_in_the_pipeline_is_every_texts_error_and_no_text_is_logged(
     worker: Worker, exception: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:

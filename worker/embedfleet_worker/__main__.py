@@ -48,7 +48,8 @@ _EXIT_TRY_AGAIN = 75  # sysexits.h: EX_TEMPFAIL
 def main() -> int:
     """Run until told to stop; the exit code of a worker that could not begin."""
     logs.install()
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # nothing is held yet
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(0))  # nothing is held yet
     warnings.filterwarnings("ignore", category=SecurityWarning)  # of pickle as root: this worker reads JSON only
     health, metrics = Health(), Metrics()
     try:

@@ -24,6 +24,8 @@ from embedfleet_worker.prompts import render
 
 log = logging.getLogger(__name__)
 
+_LOOK_S = 0.2  # between two looks at whether the engine has begun with a batch
+
 Problem = tuple[ErrorCode, str]
 
 
@@ -118,10 +120,11 @@ class Pipeline:
         """Vectors, or what is wrong, of the prompts that the cache does not have."""
 
         def attempt(piece: Sequence[str], seconds: float) -> None:
-            end = time.monotonic() + seconds
+            begun = time.monotonic()
             tokens = self._tokens(work, piece, truncate=settings.on_overflow == "truncate")
             if tokens:
-                embedded = self._embedded(work, tokens, priority, end, seconds)
+                left_s = seconds - (time.monotonic() - begun)
+                embedded = self._embedded(work, tokens, priority, left_s, seconds)
                 work.receive(tokens, embedded, self.engine.dimensions)
 
         if not alone:
@@ -152,13 +155,20 @@ class Pipeline:
         return [item for item in tokens if item.too_long is None]
 
     def _embedded(
-        self, work: "_Work", tokens: list[Tokens], priority: Priority, end: float, allowed_s: float
+        self, work: "_Work", tokens: list[Tokens], priority: Priority, left_s: float, allowed_s: float
     ) -> Embedded:
-        """The engine's answer by ``end``, on the monotonic clock; else the engine is told to forget the work."""
+        """The engine's answer in so many seconds from when it begins; else it is told to forget the work.
+
+        Waiting behind other batches is nobody's fault. A request goes first, and its caller's time runs.
+        """
         with work.timed("engine"):
             future = self.engine.embed(tokens, priority)
-            if not wait([future], max(0.0, end - time.monotonic())).done:
-                self.engine.abort(future)
+            begun = time.monotonic() if priority is Priority.INTERACTIVE else None
+            while not wait([future], _LOOK_S if begun is None else max(0.0, begun + left_s - time.monotonic())).done:
+                if begun is not None:
+                    self.engine.abort(future)
+                    break
+                begun = time.monotonic() if future.running() else None
             try:
                 return future.result()
             except DeadlineExceeded:

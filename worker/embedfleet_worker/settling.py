@@ -25,7 +25,7 @@ from embedfleet_worker import logs, telemetry
 log = logging.getLogger(__name__)
 
 
-BLAMED = (EngineFailed, DeadlineExceeded, EngineUnavailable)
+BLAMED = (EngineFailed, DeadlineExceeded, EngineUnavailable, MemoryError)
 """What may be a batch's own fault: it is charged with the start, and runs alone the next time."""
 
 
@@ -79,6 +79,9 @@ def settle(broker: Broker, work: Callable[[object], None], message: object, queu
         log.warning("given back: %s", exc)
         outage = isinstance(exc, StoreUnavailable | BrokerUnavailable)
         raise GiveBack(str(exc), outage=outage, blamed=isinstance(exc, BLAMED)) from None
+    except MemoryError:  # whoever took it
+        log.error("given back: out of memory")
+        raise GiveBack("out of memory", blamed=True) from None
     except Permanent as exc:
         dead_letter(broker, message, str(exc), queue)
     except Exception as exc:

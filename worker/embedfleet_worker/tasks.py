@@ -61,6 +61,7 @@ class Tasks:
         request = Request.parse(message, "message")
         left_s = request.expires_at - self.broker.clock()
         if left_s < 0:
+            self._counted(request).clear()
             telemetry.ended(telemetry.EXPIRED)
             return  # nobody waits any more
         outcomes = self._request_outcomes(request, left_s)
@@ -76,14 +77,19 @@ class Tasks:
             settings = models.resolve(request.settings, self.model)
         except Permanent as exc:
             return failed(ids, request.settings, ("dead_letter", str(exc)))
-        counts = self._counts(request.reply_to)
-        assert counts is not None  # noqa: S101 - only Redis carries requests
+        counts = self._counted(request)
         given = Input(ids, list(request.texts), InputInfo(sha256="", tokens=0, rejected={}))
         try:
             with self.starts.start(counts) as alone:
                 return self._in_time(given, settings, left_s, alone=alone)
         except Hopeless as exc:
+            counts.clear()
             return failed(ids, request.settings, ("dead_letter", str(exc)))
+
+    def _counted(self, request: Request) -> Counts:
+        counts = self._counts(request.reply_to)
+        assert counts is not None  # noqa: S101 - only Redis carries requests
+        return counts
 
     def _in_time(self, given: Input, settings: EmbedSettings, left_s: float, *, alone: bool) -> Outcomes:
         """What takes longer than its caller waits is nobody's fault, and is not tried again."""
@@ -109,13 +115,14 @@ class Tasks:
         except (Hopeless, ContractError, NotFound) as exc:
             hopeless = exc
             outcomes = dead_outcomes(folder, batch.batch, spec.settings, exc)
+        if hopeless is not None:  # first: who finds the part writes none
+            queue = self.broker.queue(self.model, "bulk")
+            dead_letter(self.broker, batch.model_dump(), str(hopeless), queue, part=True)
         with self.metrics.stage("write"):
             part = write_part(outcomes, spec.settings.encoding, folder.job, batch.batch)
             written = policies.STORE(folder.write_part, batch.batch, part)
         if hopeless is not None:
             counts.clear()
-            queue = self.broker.queue(self.model, "bulk")
-            dead_letter(self.broker, batch.model_dump(), str(hopeless), queue, part=True)
         self._said(outcomes, time.monotonic() - begun, first=written)
 
     def _said(self, outcomes: Outcomes, seconds: float, *, first: bool) -> None:
@@ -178,7 +185,7 @@ class Tasks:
                 rejected=given.info.rejected,
                 alone=alone,
             )
-        except Retryable:  # the engine's
+        except (Retryable, MemoryError):  # the engine's
             raise
         except Exception as exc:
             log_defect("batch", exc)

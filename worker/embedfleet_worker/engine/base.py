@@ -71,7 +71,7 @@ class Engine(Protocol):
         """One Tokens a prompt. Over the limit: cut, keeping the special tokens, or marked ``too_long``."""
 
     def embed(self, prompts: Sequence[Tokens], priority: Priority) -> "Future[Embedded]":
-        """Vectors in the order of the prompts.
+        """Vectors in the order of the prompts. The future is running from when the engine begins with them.
 
         Fails with EngineUnavailable when the engine is dead, hung or closed: the process is of no use any more; with
         EngineFailed when a step failed that these prompts were in, and the engine goes on.

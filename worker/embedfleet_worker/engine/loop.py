@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from embedfleet.errors import DeadlineExceeded, EngineFailed, EngineUnavailable
+from embedfleet.store import first_line
 from embedfleet_worker.engine.base import Embedded, Priority, Tokens
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,11 @@ class Work:
     errors: dict[int, str] = field(default_factory=dict)
     fed: int = 0
     done: int = 0
+
+    def begin(self) -> None:
+        """It waits no more: its time counts from now on."""
+        with contextlib.suppress(InvalidStateError):
+            self.future.set_running_or_notify_cancel()
 
     def fail(self, reason: Exception) -> None:
         """Only the first to say so counts: two threads may."""
@@ -217,6 +223,8 @@ class Loop:
     def _feed(self) -> None:
         while self._waiting and len(self._inside) < self._limit:
             _, _, work = self._waiting[0]
+            if work.fed == 0:
+                work.begin()
             self._add(work, work.fed)
             work.fed += 1
             if work.fed == len(work.prompts):
@@ -230,7 +238,7 @@ class Loop:
             self._engine.add(request, work.prompts[row].ids, work.priority)
         except ValueError as exc:  # of this prompt; the engine itself is sound
             del self._inside[request]
-            work.errors[row] = f"the engine refused the text ({str(exc).splitlines()[0]})"
+            work.errors[row] = f"the engine refused the text ({first_line(exc)})"
             work.done += 1
 
     def _receive(self, request: str, vector: Vector) -> None:

@@ -85,6 +85,8 @@ class SyntheticEngine:
         if work.future.done():
             return
         work.begun = True
+        with contextlib.suppress(InvalidStateError):
+            work.future.set_running_or_notify_cancel()
         begun = time.monotonic()
         outcome: Embedded | Exception
         try:

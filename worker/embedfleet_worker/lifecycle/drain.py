@@ -56,17 +56,23 @@ class Drain:
     def _run(self, reason: str, code: int, grace_s: float) -> None:
         try:
             log.warning("stopping within %g s: %s", grace_s, reason)
-            self._before()
             self._holding.stop_taking()
+            _within(_TELLING_S, self._before)
             end = time.monotonic() + grace_s
             while time.monotonic() < end and not self._hurry and not self._holding.wait_until_empty(0.1):
                 pass
             given_back = self._holding.close(_TELLING_S, blamed=code != 0)
             if code == 0:
-                self._after()
+                _within(_TELLING_S, self._after)
             if given_back:
                 time.sleep(_LATE_S)
             log.warning("stopped: %d messages given back", given_back)
         finally:
-            logging.shutdown()
             os._exit(code)  # whatever still runs, or hangs
+
+
+def _within(seconds: float, act: Callable[[], object]) -> None:
+    """The broker may hang, and the process ends all the same."""
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    thread.join(seconds)

@@ -51,6 +51,8 @@ class Order:
     """What is given back."""
     blamed: bool = False
     """It may be its own fault that it is."""
+    last: bool = False
+    """Behind all others, where the broker has an order: what it needs is down, and they may need something else."""
 
 
 class Leases(Protocol):

@@ -151,7 +151,7 @@ def _poll(queue: str, stop: threading.Event, transport: Transport) -> None:
             if stop.is_set():
                 Side.holding.refuse(found)
                 return
-            messages = [(tag, payload) for each in found if (tag := _hold(each)) and (payload := _read(tag, each))]
+            messages = [message for each in found if (message := _receive(each))]
             if messages:
                 transport.loop.call_soon(transport.deliver, messages, queue)
             failures = 0
@@ -162,6 +162,20 @@ def _poll(queue: str, stop: threading.Event, transport: Transport) -> None:
             Side.failing.add(queue)
             stop.wait(min(_AGAIN_S * 2**failures, _AGAIN_MAX_S) * random.uniform(0.5, 1))
             failures = min(failures + 1, 10)
+
+
+def _receive(taken: Taken) -> tuple[str, dict[str, Any]] | None:
+    """Hold a message and read it; None when there is nothing to hand over."""
+    tag = _hold(taken)
+    if tag is None:
+        return None
+    try:
+        payload = _read(tag, taken)
+    except Exception as exc:  # the others of this poll are handed over all the same
+        log.error("a message of %s was given back: %s", taken.queue, type(exc).__name__)
+        Side.holding.give_back(tag)
+        return None
+    return None if payload is None else (tag, payload)
 
 
 def _hold(taken: Taken) -> str | None:

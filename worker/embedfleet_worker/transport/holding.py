@@ -93,7 +93,7 @@ class Holding:
             delay_s = back.delay_s
             if delay_s is None:
                 delay_s = min(GIVEN_BACK_S * self.times(tag), _LONGEST_S)
-            held = self._settle(tag, delay_s, blamed=back.blamed)
+            held = self._settle(tag, delay_s, blamed=back.blamed, last=back.outage)
             if held is not None and back.outage:
                 self._pause(held.taken.queue)
 
@@ -166,12 +166,12 @@ class Holding:
             pause_s = min(GIVEN_BACK_S * 2**failures, _PAUSE_MAX_S) * random.uniform(0.75, 1)
             self._paused[queue] = min(failures + 1, 10), time.monotonic() + pause_s
 
-    def _settle(self, tag: str, delay_s: float | None, *, blamed: bool = False) -> _Held | None:
+    def _settle(self, tag: str, delay_s: float | None, *, blamed: bool = False, last: bool = False) -> _Held | None:
         with self._changed:
             held = self._held.pop(tag, None)
             if held is not None:
                 taken, until = held.taken, time.monotonic() + self._lease_s
-                self._orders.append(Order(taken.queue, taken.lease, delay_s, until, taken.message, blamed))
+                self._orders.append(Order(taken.queue, taken.lease, delay_s, until, taken.message, blamed, last))
                 self._changed.notify_all()
             return held
 
@@ -189,8 +189,11 @@ class Holding:
                 self._changed.notify_all()
             failures = failures + 1 if left else 0
             if failures:
-                again_s = _AGAIN_S if self._closing else min(_AGAIN_S * 2**failures, _AGAIN_MAX_S)
-                time.sleep(again_s * random.uniform(0.5, 1))
+                again_s = min(_AGAIN_S * 2**failures, _AGAIN_MAX_S)
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closing, again_s * random.uniform(0.5, 1))
+                    if self._closing:
+                        self._changed.wait(_AGAIN_S)
 
     def _gather(self) -> list[Order]:
         """The next orders, with what comes a moment later; none when all is told and nothing is held any more."""

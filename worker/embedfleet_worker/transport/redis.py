@@ -63,7 +63,7 @@ class RedisLeases:
         """All in one request a queue; what is refused now may be told later."""
         queues: dict[str, list[object]] = defaultdict(list)
         for order in orders:
-            queues[order.queue] += ["" if order.delay_s is None else order.delay_s, order.lease]
+            queues[order.queue] += [_how(order), order.lease]
         for queue, told in queues.items():
             self._run("settle", [*_lease_keys(queue), queue], told)
         return []
@@ -89,6 +89,13 @@ class RedisLeases:
 
     def _run(self, script: str, keys: Sequence[str], arguments: Sequence[object]) -> Any:
         return self._broker.call(self._scripts[script], keys=keys, args=arguments)
+
+
+def _how(order: Order) -> object:
+    """As the script has it: nothing, ``last`` or seconds."""
+    if order.delay_s is None:
+        return ""
+    return "last" if order.last else order.delay_s
 
 
 def _lease_keys(queue: str) -> tuple[str, str]:

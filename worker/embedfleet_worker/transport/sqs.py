@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from embedfleet.errors import BrokerUnavailable
+from embedfleet.errors import BrokerUnavailable, EmbedfleetError, Retryable
 from embedfleet.sqs import TENS, SqsBroker
 from embedfleet_worker.transport import Order, Taken
 
@@ -50,7 +50,7 @@ class SqsLeases:
     def renew(self, queue: str, leases: list[str]) -> None:
         """Lengthen all that can be. Raises BrokerUnavailable when SQS could not be told of some."""
         orders = [Order(queue, lease, self._lease_s, 0) for lease in leases]
-        left = [order for batch in _tens(orders) for order in self._call(_HIDE, batch)]
+        left = [order for batch in _tens(orders) for order in self._call(_HIDE, batch)[1]]
         if left:
             raise BrokerUnavailable(f"{len(left)} leases could not be renewed.")
 
@@ -67,22 +67,25 @@ class SqsLeases:
 
     def _settle(self, operation: "_Operation", batch: list[Order]) -> list[Order]:
         if operation is not _SEND:
-            return self._call(operation, batch)
-        left = self._call(_SEND, batch)
-        sent = [replace(order, delay_s=None) for order in batch if order not in left]
-        return left + (self._call(_DELETE, sent) if sent else [])
+            return self._call(operation, batch)[1]
+        sent, left = self._call(_SEND, batch)
+        refused = [replace(order, blamed=True) for order in batch if order not in sent and order not in left]
+        gone = self._call(_DELETE, [replace(order, delay_s=None) for order in sent])[1] if sent else []
+        return left + gone + refused  # what SQS does not take anew is hidden as it is
 
-    def _call(self, operation: "_Operation", batch: list[Order]) -> list[Order]:
-        """What SQS did not take of orders for one queue, and may yet."""
+    def _call(self, operation: "_Operation", batch: list[Order]) -> tuple[list[Order], list[Order]]:
+        """Of orders for one queue, those that are done, and those that SQS did not take and may yet."""
         entries = [operation.entry(order) for order in batch]
         try:
             done, failed = self._broker.call_batch(operation.name, batch[0].queue, entries)
-        except BrokerUnavailable as exc:  # the other batches may do better
+        except EmbedfleetError as exc:  # the other batches may do better
             log.warning("sqs: %s", exc)
-            return batch
+            return [], batch if isinstance(exc, Retryable) else []
         # The sender's fault, says SQS: the lease is over, or the message gone. There is nothing left to tell.
         over = {row for row, entry in failed.items() if entry.get("SenderFault")}
-        return [order for row, order in enumerate(batch) if row not in done and row not in over]
+        rows = list(enumerate(batch))
+        left = [order for row, order in rows if row not in done and row not in over]
+        return [order for row, order in rows if row in done], left
 
 
 @dataclass(frozen=True)
