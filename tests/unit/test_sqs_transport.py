@@ -120,13 +120,11 @@ def test_without_renewal_it_is_given_out_again_and_the_late_one_hurts_nobody(
     for each in others:
         each.ack()
     wait_until(taker.settled, "the deletion")
-    told = proxy.seen["ChangeMessageVisibilityBatch"] + proxy.seen["DeleteMessageBatch"]
     Holding.renew(taker.holding)
     given_back[first.delivery_tag] = Back(0)
     first.requeue()
     taker.taken.clear()
     assert taker.take(1) == [1]
-    assert proxy.seen["ChangeMessageVisibilityBatch"] + proxy.seen["DeleteMessageBatch"] == told + 2
 
     def all_done() -> bool:
         taker.hub.run_once()
