@@ -22,7 +22,7 @@ from embedfleet.settings import FleetSettings
 _REPLY_TTL_S = 600
 _FORGET_S = 24 * 3600  # longer than any lease: a queue that nobody consumes any more leaves nothing behind
 _MAX_CONNECTIONS = 10_000  # one for each thread that waits for an answer; the driver's 100 would fail the next
-PRIORITY_STEPS = ("", "\x06\x163", "\x06\x166", "\x06\x169")
+_PRIORITY_STEPS = ("", "\x06\x163", "\x06\x166", "\x06\x169")
 """What is behind a queue's name in the names of its lists, as kombu has them."""
 _OLDEST_OF = 1000
 """Messages looked at where they are taken from: what was given back lies there, of any age, before the oldest."""
@@ -70,7 +70,7 @@ class RedisBroker(Broker):
 
     def look(self, queue: str) -> QueueView:
         """In one step: a message on its way between the queue and its leases is seen."""
-        keys = [f"{queue}-leases", *(f"{queue}{step}" for step in PRIORITY_STEPS)]
+        keys = [lease_keys(queue)[0], *lists(queue)]
         (seconds, micros), leases, *lists = self.call(self.redis.eval, _LOOK, len(keys), *keys, -_OLDEST_OF)
         waiting = [published_at(message) for messages in lists for message in messages]
         leased = frozenset(work for message in leases if (work := work_of(message)) is not None)
@@ -177,6 +177,16 @@ class RedisBroker(Broker):
         except NoPermissionError:
             return {}
         return found
+
+
+def lists(queue: str) -> list[str]:
+    """Of a queue, in the order in which they are taken from."""
+    return [f"{queue}{step}" for step in _PRIORITY_STEPS]
+
+
+def lease_keys(queue: str) -> tuple[str, str]:
+    """Of a queue's leases (a hash) and of when they end (a sorted set)."""
+    return f"{queue}-leases", f"{queue}-ends"
 
 
 def _unfit(server: Mapping[str, object], memory: Mapping[str, object]) -> str | None:

@@ -1,1 +1,1 @@
-"""What a worker does beside its work: renewing leases, the order of lanes, going down."""
+"""What a worker does beside its work: saying that it is there and well, looking after jobs, going down."""

@@ -1,6 +1,5 @@
 """A worker says that it is there, for those who ask before they wait. Not the leases (transport/holding.py)."""
 
-import logging
 import os
 import socket
 import threading
@@ -9,8 +8,6 @@ from contextlib import suppress
 
 from embedfleet.broker import Broker
 from embedfleet.errors import BrokerUnavailable
-
-log = logging.getLogger(__name__)
 
 NAME = f"{socket.gethostname()}-{os.getpid()}"
 

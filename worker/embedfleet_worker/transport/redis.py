@@ -17,7 +17,7 @@ from typing import Any
 
 from redis.exceptions import OutOfMemoryError
 
-from embedfleet.redis import RedisBroker
+from embedfleet.redis import RedisBroker, lease_keys, lists
 from embedfleet_worker.transport import Order, Taken
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 # timeout. What a plain Celery producer published with another priority than the highest waits for its end.
 _LOOK_S = 5
 _FULL_S = 1.0  # instead of a look at a server at its memory limit
-_PRIORITY_STEPS = ("", "\x06\x163", "\x06\x166", "\x06\x169")  # kombu's names for the lists of one queue
 _SCRIPTS = ("take", "renew", "settle", "sweep")
 
 
@@ -43,7 +42,7 @@ class RedisLeases:
             name: broker.redis.register_script(folder.joinpath(f"{name}.lua").read_text(encoding="utf-8"))
             for name in _SCRIPTS
         }
-        self._lanes = [key for queue in queues for key in (*_lease_keys(queue), queue)]
+        self._lanes = [key for queue in queues for key in (*lease_keys(queue), queue)]
 
     def take(self, queue: str, room: int) -> list[Taken]:
         """What there is at once; if there is nothing, nothing, after a look that removes none.
@@ -57,7 +56,7 @@ class RedisLeases:
 
     def renew(self, queue: str, leases: list[str]) -> None:
         """Let them last from now on."""
-        self._run("renew", [_lease_keys(queue)[1]], [self._lease_s, *leases])
+        self._run("renew", [lease_keys(queue)[1]], [self._lease_s, *leases])
 
     def settle(self, orders: list[Order]) -> list[Order]:
         """All in one request a queue; what is refused now may be told later."""
@@ -65,7 +64,7 @@ class RedisLeases:
         for order in orders:
             queues[order.queue] += [_how(order), order.lease]
         for queue, told in queues.items():
-            self._run("settle", [*_lease_keys(queue), queue], told)
+            self._run("settle", [*lease_keys(queue), queue], told)
         return []
 
     def sweep(self) -> None:
@@ -82,9 +81,8 @@ class RedisLeases:
             time.sleep(_FULL_S)
 
     def _take(self, queue: str, room: int) -> list[Taken]:
-        lists = [f"{queue}{step}" for step in _PRIORITY_STEPS]
         name = f"{self._holder}:{next(self._numbers)}."
-        found = self._run("take", [*_lease_keys(queue), *lists], [room, self._lease_s, name])
+        found = self._run("take", [*lease_keys(queue), *lists(queue)], [room, self._lease_s, name])
         return [Taken(queue, lease.decode(), message) for message, lease in zip(found[::2], found[1::2], strict=True)]
 
     def _run(self, script: str, keys: Sequence[str], arguments: Sequence[object]) -> Any:
@@ -96,8 +94,3 @@ def _how(order: Order) -> object:
     if order.delay_s is None:
         return ""
     return "last" if order.last else order.delay_s
-
-
-def _lease_keys(queue: str) -> tuple[str, str]:
-    """Of a queue's leases, by name, and of when they end."""
-    return f"{queue}-leases", f"{queue}-ends"
