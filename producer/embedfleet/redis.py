@@ -71,8 +71,8 @@ class RedisBroker(Broker):
     def look(self, queue: str) -> QueueView:
         """In one step: a message on its way between the queue and its leases is seen."""
         keys = [lease_keys(queue)[0], *lists(queue)]
-        (seconds, micros), leases, *lists = self.call(self.redis.eval, _LOOK, len(keys), *keys, -_OLDEST_OF)
-        waiting = [published_at(message) for messages in lists for message in messages]
+        (seconds, micros), leases, *waits = self.call(self.redis.eval, _LOOK, len(keys), *keys, -_OLDEST_OF)
+        waiting = [published_at(message) for messages in waits for message in messages]
         leased = frozenset(work for message in leases if (work := work_of(message)) is not None)
         return QueueView(float(seconds) + float(micros) / 1e6, min(waiting, default=None), leased)
 
