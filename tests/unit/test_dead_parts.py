@@ -9,7 +9,7 @@ import pytest
 
 from embedfleet import Fleet, Pgvector
 from embedfleet.contract import Batch
-from embedfleet.errors import DeadlineExceeded, EngineFailed, EngineUnavailable
+from embedfleet.errors import BrokerUnavailable, DeadlineExceeded, EngineFailed, EngineUnavailable
 from embedfleet.job import Job
 from embedfleet.models import DEFAULT_MODEL, profile_of
 from embedfleet.redis import RedisBroker
@@ -84,6 +84,25 @@ def test_what_ends_its_worker_again_and_again_is_a_part_and_a_letter(world: Worl
     assert "ended its worker" in letter["reason"]
     assert job.status().state == "embedded"
     assert world.server.client.llen(world.fleet.broker.deliver_queue) == 1, "its errors are delivered as others' are"
+
+
+def test_a_letter_that_can_not_be_kept_leaves_no_part(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who found the part would write none."""
+    job = world.submit()
+    world.kill_workers(job)
+
+    def gone(*_: object) -> None:
+        raise BrokerUnavailable("gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.fleet.broker, "dead_letter", gone)
+        with pytest.raises(GiveBack):
+            world.embed(job)
+    assert not job.folder.has_part(0)
+    world.embed(job)
+    assert len(world.letters()) == 1
+    assert job.folder.has_part(0)
+    assert world.counts(job).get() == Count()
 
 
 def test_one_start_less_is_another_try_and_leaves_no_count(world: World) -> None:

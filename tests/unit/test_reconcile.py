@@ -214,6 +214,18 @@ def test_exactly_the_lost_batches_are_published_again(fleet: Fleet, redis_server
     assert queued(redis_server, bulk(fleet)) == [2]
 
 
+def test_an_input_that_nobody_can_read_any_more_keeps_none_from_being_published(
+    fleet: Fleet, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """A worker writes the part that says so; else the job would never end."""
+    job = fleet.submit(TEXTS)
+    redis_server.client.delete(bulk(fleet))
+    numbers = job.folder.inputs()
+    (Path(job.uri.removeprefix("file://")) / "input" / "00000000.parquet").unlink()
+    assert reconcile(fleet, job) == f"published again: {len(numbers)}"
+    assert queued(redis_server, bulk(fleet)) == numbers
+
+
 def test_beside_others_work_what_was_lost_is_published_again(fleet: Fleet, redis_server: RedisServer) -> None:
     job = fleet.submit(TEXTS)
     redis_server.client.delete(bulk(fleet))
