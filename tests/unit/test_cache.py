@@ -149,6 +149,16 @@ def test_the_pause_ends(monkeypatch: pytest.MonkeyPatch, silent: str) -> None:
     assert not cache._is_down()
 
 
+def test_a_connection_that_was_closed_meanwhile_costs_no_pause(tmp_path: Path) -> None:
+    """As a server does with one that nobody used for a while."""
+    with running_redis(tmp_path) as server:
+        cache = VectorCache(server.url, 2)
+        cache.set([(b"k", Entry(1, False, np.ones(2, np.float32)))])
+        server.client.client_kill_filter(_type="normal", skipme=True)
+        assert cache.get([b"k"]) != [None]
+        assert not cache._is_down()
+
+
 def test_a_cache_that_is_full_or_read_only_is_passed_by(tmp_path: Path) -> None:
     with running_redis(tmp_path) as server:
         server.client.config_set("maxmemory", "1")
