@@ -5,11 +5,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from embedfleet.errors import ConfigurationError
 from embedfleet_worker import cache as module
@@ -149,12 +151,18 @@ def test_the_pause_ends(monkeypatch: pytest.MonkeyPatch, silent: str) -> None:
     assert not cache._is_down()
 
 
-def test_a_connection_that_was_closed_meanwhile_costs_no_pause(tmp_path: Path) -> None:
-    """As a server does with one that nobody used for a while."""
+def test_a_connection_that_is_lost_once_costs_no_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with running_redis(tmp_path) as server:
         cache = VectorCache(server.url, 2)
         cache.set([(b"k", Entry(1, False, np.ones(2, np.float32)))])
-        server.client.client_kill_filter(_type="normal", skipme=True)
+        mget, lost = cache._redis.mget, [RedisConnectionError("reset")]
+
+        def ask(keys: list[bytes]) -> Any:
+            if lost:
+                raise lost.pop()
+            return mget(keys)
+
+        monkeypatch.setattr(cache._redis, "mget", ask)
         assert cache.get([b"k"]) != [None]
         assert not cache._is_down()
 
