@@ -33,7 +33,8 @@ demo: $(READY)  ## embed the standard library's docstrings and search them
 	@$(PYTHON) examples/stdlib_search/demo.py
 
 test: $(READY)  ## all tests
-	@$(PYTHON) -m pytest $(TESTS)
+	@$(PYTHON) -m pytest $(or $(TESTS),--ignore tests/chaos)
+	@$(if $(TESTS),,$(PYTHON) -m pytest tests/chaos -n 4)  # most of it is waiting
 
 chaos: $(READY)  ## kill workers, brokers and networks: KILLS=1000, under an hour
 	@CHAOS_KILLS=$(KILLS) $(PYTHON) -m pytest tests/chaos --timeout 7200

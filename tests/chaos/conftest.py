@@ -3,14 +3,16 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from embedfleet.settings import load
 from tests import aws
-from tests.chaos import brokers, report
+from tests.chaos import brokers
 from tests.chaos.fleet import ChaosFleet
+from tests.chaos.report import Figures, table
 from tests.unit import sqs_queues
 
 KILLS = int(os.environ.get("CHAOS_KILLS", "0"))
@@ -19,7 +21,7 @@ LEASE_S = 2.0 if KILLS else 1.0
 BATCHES_PER_S = 15.0
 """Of one worker; a batch has ten texts, and six are under way."""
 
-_figures: list[report.Figures] = []
+_figures: list[Figures] = []
 
 StartFleet = Callable[..., ChaosFleet]
 
@@ -73,8 +75,7 @@ def start_fleet(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Call
         finally:
             for fleet in running:
                 fleet.close()
-                _figures.append(fleet.figures)
-                request.node.user_properties.append(("logs", fleet.logs()))
+                request.node.user_properties += [("figures", asdict(fleet.figures)), ("logs", fleet.logs())]
 
 
 @pytest.fixture
@@ -99,9 +100,15 @@ def _named(test: str) -> str:
     return test.removeprefix("test_").replace("_", " ")
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Collect the figures, also those of other processes."""
+    if report.when == "teardown":
+        _figures.extend(Figures(**value) for name, value in report.user_properties if name == "figures")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The table."""
     if _figures:
         terminalreporter.section("chaos")
-        for line in report.table(_figures):
+        for line in table(_figures):
             terminalreporter.write_line(line)
