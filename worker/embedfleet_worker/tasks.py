@@ -59,17 +59,16 @@ class Tasks:
 
     def _answer(self, message: object) -> None:
         request = Request.parse(message, "message")
-        left_s = request.expires_at - self.broker.clock()
-        if left_s < 0:
+        if request.expires_at < self.broker.clock():
             self._counted(request).clear()
             telemetry.ended(telemetry.EXPIRED)
             return  # nobody waits any more
-        outcomes = self._request_outcomes(request, left_s)
+        outcomes = self._request_outcomes(request)
         with self.metrics.stage("write"):
             self.broker.reply(request.reply_to, write_part(outcomes, request.settings.encoding, "embed", 0))
         self.metrics.written(outcomes)
 
-    def _request_outcomes(self, request: Request, left_s: float) -> Outcomes:
+    def _request_outcomes(self, request: Request) -> Outcomes:
         """A request that can't be done is answered too: its caller waits."""
         ids = [str(row) for row in range(len(request.texts))]
         try:
@@ -81,7 +80,7 @@ class Tasks:
         given = Input(ids, list(request.texts), InputInfo(sha256="", tokens=0, rejected={}))
         try:
             with self.starts.start(counts) as alone:
-                return self._in_time(given, settings, left_s, alone=alone)
+                return self._in_time(request, given, settings, alone=alone)
         except Hopeless as exc:
             counts.clear()
             return failed(ids, request.settings, ("dead_letter", str(exc)))
@@ -91,14 +90,18 @@ class Tasks:
         assert counts is not None  # noqa: S101 - only Redis carries requests
         return counts
 
-    def _in_time(self, given: Input, settings: EmbedSettings, left_s: float, *, alone: bool) -> Outcomes:
+    def _in_time(self, request: Request, given: Input, settings: EmbedSettings, *, alone: bool) -> Outcomes:
         """What takes longer than its caller waits is nobody's fault, and is not tried again."""
+        expired = failed(given.ids, settings, ("expired", "it took longer than its caller waits"))
+        left_s = request.expires_at - self.broker.clock()
+        if left_s <= 0:
+            return expired
         try:
             return self._outcomes(given, settings, Priority.INTERACTIVE, min(self.deadline_s, left_s), alone=alone)
         except DeadlineExceeded:
             if left_s > self.deadline_s:
                 raise
-            return failed(given.ids, settings, ("expired", "it took longer than its caller waits"))
+            return expired
 
     def _commit(self, folder: JobFolder, batch: Batch, counts: Counts) -> None:
         """Admit, prepare, embed, commit."""

@@ -171,7 +171,9 @@ class Holding:
             held = self._held.pop(tag, None)
             if held is not None:
                 taken, until = held.taken, time.monotonic() + self._lease_s
-                self._orders.append(Order(taken.queue, taken.lease, delay_s, until, taken.message, blamed, last))
+                # What was suspected before stays so: SQS would begin to count anew.
+                suspected = blamed or taken.times > 1
+                self._orders.append(Order(taken.queue, taken.lease, delay_s, until, taken.message, suspected, last))
                 self._changed.notify_all()
             return held
 
