@@ -15,7 +15,9 @@ from embedfleet.errors import BrokerUnavailable, WaitTimeout
 from embedfleet.redis import RedisBroker
 from embedfleet.redisclient import client_of
 from embedfleet.settings import load
+from tests.integration.command import start
 from tests.unit.redis_server import RedisServer, running_redis
+from tests.waiting import wait_until
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "redis.md"
 RULES = re.findall(r"^ACL SETUSER .*$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
@@ -78,6 +80,26 @@ def test_a_worker_may_do_what_a_broker_can(server: RedisServer) -> None:
         script = "redis.call('RPOP', KEYS[1]) return redis.call('TIME')"
         assert broker.redis.eval(script, 1, "embedfleet-q")
         broker.redis.set("embedfleet:v1:key", b"value", ex=5)
+
+
+def test_a_worker_does_all_its_work(server: RedisServer, tmp_path: Path) -> None:
+    """Leases, starts, answers, the janitor's look, and what is set aside."""
+    settings = {"broker_url": url(server, "worker"), "store": tmp_path / "store", "queue_prefix": "embedfleet-w"}
+    worker = start("worker", cwd=tmp_path, **settings)
+    try:
+        with Fleet(**{**settings, "store": str(settings["store"])}, engine="synthetic") as fleet:
+            job = fleet.submit([f"text {number}" for number in range(1000)])
+            fleet.broker.redis.lpush(fleet.broker.lane("bulk"), "no message")
+            assert job.wait(timeout_s=60).state == "done"
+            assert fleet.embed(["a text"]).shape == (1, 384)
+            assert fleet.broker.look(fleet.broker.lane("bulk")).empty
+            wait_until(lambda: fleet.broker.letters().letters, "the letter")
+            assert not fleet.broker.redis.exists(f"{fleet.broker.lane('bulk')}-starts")
+    finally:
+        worker.terminate()
+        _, log = worker.communicate(timeout=30)
+    assert b"NOPERM" not in log
+    assert b"no permissions" not in log
 
 
 FORBIDDEN = {
