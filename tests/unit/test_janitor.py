@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -235,17 +234,17 @@ def test_a_job_that_cannot_be_seen_to_keeps_no_other_waiting(
     assert "secret" not in caplog.text
 
 
-def test_a_job_whose_input_is_gone_is_spoken_of_once(
+def test_a_job_that_can_not_be_read_is_spoken_of_once(
     fleet: Fleet, redis_server: RedisServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     job = fleet.submit(["a"])
-    shutil.rmtree(tmp_path / "store" / job.id / "input")
+    (tmp_path / "store" / job.id / "job.json").write_text("{")
     redis_server.client.flushall()
     each = janitor(fleet)
     for number in range(3):
         open_store(fleet.settings.store or "").delete(next(iter(slots(fleet)), "janitor/none"))
         assert each.turn(), number
-    assert caplog.messages == ["janitor: an open job can't be seen to (NotFound)"]
+    assert caplog.messages == ["janitor: an open job can't be seen to (ContractError)"]
 
 
 def test_a_store_that_times_out_is_asked_once_a_sweep(

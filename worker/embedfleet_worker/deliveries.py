@@ -58,6 +58,11 @@ class Deliveries:
         with self._metrics.batch("deliver"), logs.about():
             settle(self._broker, self._complete, message, self._broker.deliver_queue)
 
+    def close(self) -> None:
+        """Close the connections to destinations."""
+        for destination in self._open.values():
+            destination.close()
+
     def _deliver(self, message: object) -> None:
         delivery = Delivery.parse(message, "message")
         logs.bind(job=delivery.job, batch=delivery.batch, destination=delivery.destination)
