@@ -20,6 +20,7 @@ from embedfleet.errors import BrokerUnavailable, StoreNotAllowed, StoreUnavailab
 from embedfleet.letters import Letter
 from embedfleet.settings import FleetSettings, load
 from embedfleet.sqs import SqsBroker
+from embedfleet_worker.lifecycle.janitor import Janitor as WorkersJanitor
 from embedfleet_worker.redriven import Seen, settle_redriven
 from tests import aws
 from tests.unit import sqs_queues
@@ -206,6 +207,20 @@ def test_the_job_of_what_sqs_moved_is_told_and_a_letter_is_left(
     assert (after.id, after.work, after.queue, after.part) == (before.id, work, broker.lane(lane), True)
     assert broker.depth(broker.dead_queue) == 1
     assert not any(held.moved for held in looked_at(broker)), "it is a letter of ours now"
+
+
+def test_the_workers_janitor_settles_what_sqs_moved(proxy: aws.Proxy, tmp_path: Path) -> None:
+    """Else its job would wait for ever."""
+    with sqs_queues.made(sqs_queues.settings(store=str(tmp_path))) as broker, Fleet(**dict(broker.settings)) as fleet:
+        job = fleet.enqueue(["a text"])
+        bulk = broker.lane("bulk")
+        broker.call("purge_queue", bulk)
+        batch = BATCH.model_copy(update={"to": job.folder.store.uri, "job": job.id, "batch": 0})
+        moved(broker, wrap(batch, bulk, at=0, key=None), bulk)
+        WorkersJanitor(broker.settings, broker).turn()
+        assert [row["error"] for row in job.rows()] == ["dead_letter"]
+        [letter] = broker.letters().letters
+        assert letter.part
 
 
 def looked_at(broker: SqsBroker) -> list[sqsdead.Held]:

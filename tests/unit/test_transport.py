@@ -82,6 +82,13 @@ def taker(consumers: Consumers) -> Taker:
 # Lanes
 
 
+def test_celerys_loop_has_something_to_read(taker: Taker) -> None:
+    """With nothing, it sleeps for a tenth of a second after each message instead of being woken."""
+    assert taker.hub.readers
+    taker.connection.close()
+    assert not taker.hub.readers
+
+
 def test_lanes_have_room_of_their_own(consumers: Consumers, taker: Taker) -> None:
     consumers.publish(THREE, "b1", "b2", "b3", "b4", "b5")
     assert sorted(taker.wait(3)) == ["b1", "b2", "b3"]

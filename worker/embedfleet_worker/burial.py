@@ -35,7 +35,7 @@ def dead_outcomes(folder: JobFolder, number: int, settings: EmbedSettings, reaso
 class Burial:
     """For what no worker ended: what SQS moved to the dead letters. ``stores``: the allowed ones.
 
-    Raises Retryable for now, and Permanent for a job that can't be told.
+    Raises Retryable where a later try may do it, and Permanent for a job that can't be told.
     """
 
     def __init__(self, stores: tuple[str, ...]) -> None:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from embedfleet import policies
 from embedfleet.broker import Broker
@@ -25,6 +25,9 @@ from embedfleet_worker import logs, telemetry
 from embedfleet_worker.destinations.base import Destination, Parcel
 from embedfleet_worker.settling import GiveBack, Turns, log_defect, settle
 from embedfleet_worker.telemetry import Metrics
+
+if TYPE_CHECKING:
+    from embedfleet_worker.destinations.webhook import WebhookDestination
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +90,7 @@ class Deliveries:
             if _is_confirmed(parcel) or not status.finished:
                 return
             with self._turn(callback.name):
-                webhook: Any = self._destination
-                self._try(parcel, CALLBACK, lambda: webhook(callback.kind).complete(callback, parcel.folder, status))
+                self._try(parcel, CALLBACK, lambda: self._webhook().complete(callback, parcel.folder, status))
 
     def _folder(self, store: str, job: str) -> JobFolder:
         return JobFolder(open_store(check_allowed(store, self._settings.stores)), job)
@@ -148,6 +150,9 @@ class Deliveries:
             detail=detail,
             at=now(),
         )
+
+    def _webhook(self) -> "WebhookDestination":
+        return cast("WebhookDestination", self._destination("webhook"))
 
     def _destination(self, kind: str) -> Destination[Any]:
         """The one object a kind; its driver is imported when it is first needed."""

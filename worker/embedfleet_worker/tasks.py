@@ -92,16 +92,15 @@ class Tasks:
 
     def _in_time(self, request: Request, given: Input, settings: EmbedSettings, *, alone: bool) -> Outcomes:
         """What takes longer than its caller waits is nobody's fault, and is not tried again."""
-        expired = failed(given.ids, settings, ("expired", "it took longer than its caller waits"))
-        left_s = request.expires_at - self.broker.clock()
-        if left_s <= 0:
-            return expired
+        left_s = request.expires_at - self.broker.now()  # it may have waited for company to leave
         try:
-            return self._outcomes(given, settings, Priority.INTERACTIVE, min(self.deadline_s, left_s), alone=alone)
+            if left_s > 0:
+                deadline_s = min(self.deadline_s, left_s)
+                return self._outcomes(given, settings, Priority.INTERACTIVE, deadline_s, alone=alone)
         except DeadlineExceeded:
             if left_s > self.deadline_s:
                 raise
-            return expired
+        return failed(given.ids, settings, ("expired", "it took longer than its caller waits"))
 
     def _commit(self, folder: JobFolder, batch: Batch, counts: Counts) -> None:
         """Admit, prepare, embed, commit."""
