@@ -13,7 +13,7 @@ from celery import Celery
 from embedfleet.broker import connect
 from embedfleet.contract import TASK_EMBED
 from embedfleet.settings import load
-from embedfleet_worker.transport import Back, channel, given_back, holding, redis
+from embedfleet_worker.transport import Back, Taken, channel, given_back, holding, redis
 from tests.unit.poison import GARBAGE, POISON, changed
 from tests.unit.redis_server import RedisServer, running_redis
 from tests.unit.transports import Taker, restored
@@ -228,6 +228,22 @@ def test_what_is_no_message_goes_to_the_dead_letters_and_blocks_nothing(
     wait_until(lambda: consumers.held() == (1, 1), "the lease of the garbage to end")
     [reason] = consumers.reasons()
     assert reason.startswith("not a message of ours: ")
+
+
+def test_a_defect_at_one_message_costs_no_other_of_the_same_poll(
+    taker: Taker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They would be held, and nobody would work on them."""
+
+    def defect(*_: object) -> None:
+        raise RuntimeError("a secret text")
+
+    room = taker.holding.wait_for_room(FIVE, 0)
+    monkeypatch.setattr(taker.broker, "dead_letter", defect)
+    assert channel._receive(Taken(FIVE, "lease", b"no message")) is None
+    assert taker.holding.wait_for_room(FIVE, 0) == room
+    assert "was given back: RuntimeError" in caplog.text
+    assert "secret" not in caplog.text
 
 
 def test_what_only_looks_like_a_message_goes_to_the_dead_letters_and_blocks_nothing(
