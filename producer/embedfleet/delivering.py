@@ -54,6 +54,20 @@ class Delivering:
             for label, seen in self._look()
         )
 
+    def pending(self) -> Iterator[tuple[str, int]]:
+        """Destination and batch of the deliveries of parts that have not ended, in order, as they are found."""
+        for name in (destination.name for destination in self._folder.destinations()):
+            seen = self._seen.setdefault(name, _Seen())
+            written = set(self._folder.receipts(name, seen.low))
+            for number in self._folder.parts(seen.low):
+                if number in seen.confirmed:
+                    continue
+                receipt = self._folder.receipt(name, number) if number in written else None
+                if receipt is not None:
+                    seen.add(receipt)
+                if receipt is None or receipt.state == "waiting":
+                    yield name, number
+
     def _look(self) -> Iterator[tuple[str, _Seen]]:
         for destination in self._folder.destinations():
             seen = self._seen.setdefault(destination.name, _Seen())

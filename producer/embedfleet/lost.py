@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from embedfleet.broker import Broker
 from embedfleet.contract import Batch, Delivery
+from embedfleet.delivering import Delivering
 from embedfleet.errors import ContractError, NotFound
 from embedfleet.jobfolder import JobFolder, delivery
 from embedfleet.queueview import CLOCKS_S, QueueView, Work
@@ -91,11 +92,8 @@ def _tokens(folder: JobFolder, number: int) -> int:
         return 0
 
 
-def lost_deliveries(folder: JobFolder, held: frozenset[Work]) -> Iterator[Delivery]:
+def lost_deliveries(folder: JobFolder, delivering: Delivering, held: frozenset[Work]) -> Iterator[Delivery]:
     """Messages for the deliveries that have not ended and that nobody holds, nor their batch: it hands them over."""
-    for destination in folder.destinations():
-        for number, receipt in folder.undelivered(destination.name):
-            if (folder.job, number, "") in held or (folder.job, number, destination.name) in held:
-                continue
-            if receipt is None or receipt.state == "waiting":
-                yield delivery(folder, number, destination.name)
+    for destination, number in delivering.pending():
+        if (folder.job, number, "") not in held and (folder.job, number, destination) not in held:
+            yield delivery(folder, number, destination)

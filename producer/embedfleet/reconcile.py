@@ -14,6 +14,7 @@ from embedfleet import openjobs
 from embedfleet.broker import Broker
 from embedfleet.client import Fleet
 from embedfleet.contract import Completion
+from embedfleet.delivering import Delivering
 from embedfleet.destinations import CALLBACK
 from embedfleet.envelope import Message
 from embedfleet.errors import ConfigurationError, NotFound, StoreUnavailable
@@ -44,6 +45,8 @@ class Sweep:
     """On this process' monotonic clock: then a job with many lost messages is left for the next sweep."""
     down: set[str] = field(default_factory=set)
     """Stores that did not answer: the other jobs in them are left for the next sweep."""
+    receipts: dict[str, Delivering] = field(default_factory=dict)
+    """By URI of the job, what was read of them; whoever sweeps again hands it on, or each sweep reads them all."""
 
     _stores: dict[str, Store] = field(default_factory=dict)
 
@@ -82,7 +85,10 @@ class Sweep:
             return case.embed_again()
         if job.folder.sealed() is not None and job.folder.manifest() is None:
             job.status()  # writes it
-        return case.close() if _is_delivered(job.folder) else case.deliver_again()
+        if any(case.delivering.pending()):
+            return case.deliver_again()
+        self.receipts.pop(job.uri, None)
+        return case.close()
 
     def _opened(self, uri: str) -> Store:
         """A store once opened keeps its connections for the other jobs in it."""
@@ -135,7 +141,7 @@ class _Case:
             return UNDECIDED
         if view.may_hold(since):
             return RUNNING
-        messages = lost_deliveries(self.job.folder, held | view.leased)
+        messages = lost_deliveries(self.job.folder, self.delivering, held | view.leased)
         return case._publish("deliver", self._broker.deliver_queue, messages)
 
     def _held(self, since: float) -> frozenset[Work]:
@@ -189,6 +195,11 @@ class _Case:
         return f"published again: {count}" if count else RUNNING
 
     @property
+    def delivering(self) -> Delivering:
+        """What is known of its receipts."""
+        return self.sweep.receipts.setdefault(self.job.uri, Delivering(self.job.folder))
+
+    @property
     def _broker(self) -> Broker:
         return self.sweep.fleet.broker
 
@@ -210,15 +221,3 @@ def _is_embedded(folder: JobFolder) -> bool:
     if sealed.batches == 0 or folder.manifest() is not None:
         return True
     return folder.has_part(sealed.batches - 1) and set(folder.parts()).issuperset(range(sealed.batches))
-
-
-def _is_delivered(folder: JobFolder) -> bool:
-    """Whether every delivery has ended. The first that has not is enough to say no."""
-    for destination in folder.destinations():
-        written = set(folder.receipts(destination.name))
-        if not written.issuperset(folder.parts()):
-            return False
-        receipts = (folder.receipt(destination.name, number) for number in sorted(written))
-        if any(receipt is None or receipt.state == "waiting" for receipt in receipts):
-            return False
-    return True

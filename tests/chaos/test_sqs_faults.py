@@ -1,7 +1,6 @@
 """Scenario 6: SQS answers with errors or not at all, and gives every message out twice. And clocks that are off."""
 
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 
@@ -16,15 +15,6 @@ _OPERATIONS = ("ReceiveMessage", "DeleteMessageBatch", "ChangeMessageVisibilityB
 _EACH = 2  # answers in a row: a wait that doubles comes after each
 _FAKETIME = "/usr/bin/faketime"
 TEXTS = {f"t{number}": f"text {number}" for number in range(1500)}
-
-
-@pytest.fixture
-def proxy(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[aws.Proxy]:
-    """Before SQS, for producers and workers."""
-    with aws.proxy(moto) as running:
-        for name, value in aws.environment(running.endpoint).items():
-            monkeypatch.setenv(name, value)
-        yield running
 
 
 def test_errors_and_dropped_connections(proxy: aws.Proxy, start_fleet: StartFleet) -> None:

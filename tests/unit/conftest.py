@@ -42,12 +42,3 @@ def moto() -> Iterator[str]:
     """A stand-in for AWS."""
     with aws.moto() as endpoint:
         yield endpoint
-
-
-@pytest.fixture
-def proxy(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[aws.Proxy]:
-    """What breaks chosen answers of the stand-in; AWS' own variables lead there."""
-    with aws.proxy(moto) as running:
-        for name, value in aws.environment(running.endpoint).items():
-            monkeypatch.setenv(name, value)
-        yield running

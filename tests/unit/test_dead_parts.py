@@ -15,8 +15,9 @@ from embedfleet.models import DEFAULT_MODEL, profile_of
 from embedfleet.redis import RedisBroker
 from embedfleet_worker.pipeline import NoCache, Pipeline
 from embedfleet_worker.settling import GiveBack
-from embedfleet_worker.starts import ALONE_STARTS, Count, RedisCounts, Starts
+from embedfleet_worker.starts import ALONE_STARTS, Starts
 from embedfleet_worker.tasks import Tasks
+from embedfleet_worker.transport.counts import Count, RedisCounts
 from tests.unit.fake_engine import FakeEngine
 from tests.unit.redis_server import RedisServer
 

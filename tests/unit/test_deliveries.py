@@ -30,9 +30,9 @@ from embedfleet_worker.deliveries import Deliveries, again_in_s
 from embedfleet_worker.destinations.base import Parcel
 from embedfleet_worker.pipeline import NoCache, Pipeline
 from embedfleet_worker.settling import GiveBack
-from embedfleet_worker.starts import FolderCounts
 from embedfleet_worker.tasks import Tasks
 from embedfleet_worker.telemetry import Metrics
+from embedfleet_worker.transport.counts import FolderCounts
 from tests.unit.fake_engine import FakeEngine
 from tests.unit.redis_server import RedisServer
 

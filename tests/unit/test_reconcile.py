@@ -14,11 +14,12 @@ from click.testing import CliRunner
 from embedfleet import Fleet, Pgvector
 from embedfleet.broker import connect
 from embedfleet.cli import cli
-from embedfleet.contract import Batch, Delivery
+from embedfleet.contract import Batch, Delivery, Receipt
+from embedfleet.delivering import Delivering
 from embedfleet.envelope import wrap
-from embedfleet.errors import ConfigurationError, NotFound, StoreNotAllowed
+from embedfleet.errors import ConfigurationError, ContractError, NotFound, StoreNotAllowed
 from embedfleet.job import Job
-from embedfleet.jobfolder import waiting
+from embedfleet.jobfolder import now, waiting
 from embedfleet.lost import Lanes
 from embedfleet.openjobs import OpenJob, open_path, read, remove, write
 from embedfleet.openjobs import open_jobs as named
@@ -407,6 +408,23 @@ def test_beside_others_deliveries_what_was_lost_is_published_again(fleet: Fleet,
     job.folder.write_receipt(waiting(job.id, 2, TABLE.name, "it answered 500"))
     assert reconcile(fleet, job) == "published again: 2"
     assert queued(redis_server, lane) == [0, 0, 2]
+
+
+def test_a_receipt_that_confirms_is_read_once(fleet: Fleet, redis_server: RedisServer) -> None:
+    job = fleet.submit(TEXTS, deliver_to=[TABLE])
+    commit(job, 0, 1, 2)
+    confirmed = Receipt(job=job.id, batch=0, destination=TABLE.name, state="confirmed", detail="", at=now())
+    job.folder.write_receipt(confirmed)
+    receipts: dict[str, Delivering] = {}
+    assert Sweep(fleet, Lanes(fleet.broker), receipts=receipts).job(job) == "published again: 2"
+    path = job.folder.path(f"deliveries/{TABLE.name}/00000000.json")
+    job.folder.store.replace(path, b"not read again")
+    for number in (1, 2):
+        job.folder.write_receipt(confirmed.model_copy(update={"batch": number}))
+    assert Sweep(fleet, Lanes(fleet.broker), receipts=receipts).job(job) == "finished"
+    assert receipts == {}, "nothing is kept of a job that ended"
+    with pytest.raises(ContractError):
+        reconcile(fleet, job)
 
 
 def test_a_batch_that_is_still_held_hands_over_itself(fleet: Fleet, redis_server: RedisServer) -> None:

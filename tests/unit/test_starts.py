@@ -24,7 +24,8 @@ from embedfleet.redis import RedisBroker
 from embedfleet.settings import load
 from embedfleet_worker import starts as module
 from embedfleet_worker.settling import GiveBack, Turns
-from embedfleet_worker.starts import ALONE_STARTS, Count, Counts, FolderCounts, Hopeless, RedisCounts, Starts
+from embedfleet_worker.starts import ALONE_STARTS, Hopeless, Starts
+from embedfleet_worker.transport.counts import Count, Counts, FolderCounts, RedisCounts
 from tests.unit.redis_server import RedisServer, running_redis
 from tests.waiting import wait_until
 

@@ -19,7 +19,8 @@ from embedfleet_worker.burial import dead_outcomes, failed
 from embedfleet_worker.engine.base import Priority
 from embedfleet_worker.pipeline import Pipeline, Problem
 from embedfleet_worker.settling import Turns, dead_letter, log_defect, settle
-from embedfleet_worker.starts import Counts, FolderCounts, Hopeless, RedisCounts, Starts
+from embedfleet_worker.starts import Hopeless, Starts
+from embedfleet_worker.transport.counts import Counts, RedisCounts, counts_of_batch
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +52,10 @@ class Tasks:
         batch = Batch.parse(message, "message")
         logs.bind(job=batch.job, batch=batch.batch)
         folder = JobFolder(open_store(check_allowed(batch.to, self.allowed_stores)), batch.job)
-        name = f"{batch.job}/{batch.batch}"
-        with self.turns.turn(f"{batch.to}/{name}"):
+        with self.turns.turn(f"{batch.to}/{batch.job}/{batch.batch}"):
             if not folder.has_part(batch.batch):
-                self._commit(folder, batch, self._counts(name) or FolderCounts(folder, batch.batch, times))
+                queue = self.broker.queue(self.model, "bulk")
+                self._commit(folder, batch, counts_of_batch(self.broker, queue, folder, batch.batch, times))
             self._hand_over(folder, batch.batch)
 
     def _answer(self, message: object) -> None:
@@ -86,9 +87,8 @@ class Tasks:
             return failed(ids, request.settings, ("dead_letter", str(exc)))
 
     def _counted(self, request: Request) -> Counts:
-        counts = self._counts(request.reply_to)
-        assert counts is not None  # noqa: S101 - only Redis carries requests
-        return counts
+        assert isinstance(self.broker, RedisBroker)  # noqa: S101 - only Redis carries requests
+        return RedisCounts(self.broker, self.broker.queue(self.model, "bulk"), request.reply_to)
 
     def _in_time(self, request: Request, given: Input, settings: EmbedSettings, *, alone: bool) -> Outcomes:
         """What takes longer than its caller waits is nobody's fault, and is not tried again."""
@@ -132,12 +132,6 @@ class Tasks:
         what = "batch done" if first else "batch done (another worker was first)"
         log.info(what, extra={**counts, "seconds": round(seconds, 3)})
         self.metrics.written(outcomes, first=first)
-
-    def _counts(self, name: str) -> Counts | None:
-        """Where starts are counted; None on SQS, where a batch's job folder has to do."""
-        if isinstance(self.broker, RedisBroker):
-            return RedisCounts(self.broker, self.broker.queue(self.model, "bulk"), name)
-        return None
 
     def _hand_over(self, folder: JobFolder, number: int) -> None:
         """Have the part delivered. Done again after a crash: a delivery that has its receipt is not repeated."""

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from embedfleet.broker import Broker
 from embedfleet.client import Fleet
 from embedfleet.contract import JOB_ID
+from embedfleet.delivering import Delivering
 from embedfleet.errors import AlreadyExists, BrokerUnavailable, NotFound
 from embedfleet.lost import Lanes
 from embedfleet.openjobs import open_jobs, open_path
@@ -43,6 +44,7 @@ class Janitor:
         self._broker = broker
         self._fleet = _WorkersFleet(settings, broker)
         self._lanes = Lanes(broker)
+        self._receipts: dict[str, Delivering] = {}
         self._store_uri = settings.store
         self._burial = Burial(settings.stores)
         self._seen = Seen()
@@ -93,7 +95,7 @@ class Janitor:
 
     def _sweep(self, store: Store, after: str) -> str:
         """See to the jobs behind ``after``, then to those before, while there is time. Where it stopped."""
-        sweep = Sweep(self._fleet, self._lanes, ends_at=time.monotonic() + _SWEEP_S)
+        sweep = Sweep(self._fleet, self._lanes, time.monotonic() + _SWEEP_S, receipts=self._receipts)
         reached = after
         for job in _round(store, after):
             if time.monotonic() > sweep.ends_at:
