@@ -405,7 +405,7 @@ def test_beside_others_deliveries_what_was_lost_is_published_again(fleet: Fleet,
     other(fleet, lane, age_s=-30)
     held = Delivery(to=job.folder.store.uri, job=job.id, batch=1, destination=TABLE.name)
     redis_server.client.hset(f"{lane}-leases", "tag:1", wrap(held, lane, at=1.0, key=None))
-    job.folder.write_receipt(waiting(job.id, 2, TABLE.name, "it answered 500"))
+    job.folder.write_receipt(waiting(job.id, 2, TABLE.name, "it answered 500", 1.0))
     assert reconcile(fleet, job) == "published again: 2"
     assert queued(redis_server, lane) == [0, 0, 2]
 
