@@ -80,7 +80,7 @@ def kills(events: Iterable[Event]) -> list[tuple[int, frozenset[Batch]]]:
 def recoveries_s(events: Sequence[Event], lease_s: float) -> list[float]:
     """For each batch that a killed worker held: seconds until another one took it, if none of those was killed too.
 
-    A worker that is killed while it asks for messages may have been given any that were free: nobody knows which.
+    A worker that ends while it asks for messages may have been given any that were free: nobody knows which.
     """
     killed = dict(kills(events))
     waiting: defaultdict[Batch, list[tuple[float, str]]] = defaultdict(list)
@@ -92,7 +92,8 @@ def recoveries_s(events: Sequence[Event], lease_s: float) -> list[float]:
             asking[event.worker, event.what.split()[1]] = event.at
         elif event.what.startswith("answered"):
             asking.pop((event.worker, event.what.split()[1]), None)
-        if position in killed and any(worker == event.worker for worker, _ in asking):
+        ended = position in killed or event.what == "left"
+        if ended and any(worker == event.worker for worker, _ in asking):
             for batch, kills_of in list(waiting.items()):
                 waiting[batch] = [(at, worker) for at, worker in kills_of if event.at < at + lease_s - 1]
         for batch in killed.get(position, ()):

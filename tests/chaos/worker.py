@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from kombu.message import Message
 from kombu.transport import virtual
@@ -197,6 +197,16 @@ def _sleep_under_faketime() -> None:
     time.sleep = sleep
 
 
+def _say_when_it_leaves() -> None:
+    leave = os._exit
+
+    def leaving(code: int) -> NoReturn:
+        _journal.write(_name, "left")
+        leave(code)
+
+    os._exit = leaving
+
+
 if __name__ == "__main__":
     _journal = Journal(_folder / "journal")
     if "FAKETIME" in os.environ:
@@ -206,6 +216,7 @@ if __name__ == "__main__":
     _hook_work()
     bad_texts.hook(lambda: _journal.write(_name, "killed by a text"))
     _hurry_janitor()
+    _say_when_it_leaves()
     if "CHAOS_STOCK" in os.environ:
         _use_stock_transport()
     around(Drain, "begin", "", DRAINING)

@@ -21,12 +21,16 @@ class FakeLeases:
     def __init__(self) -> None:
         self.told: list[Any] = []
         self.sweeps = 0
+        self.asks = False
         self.on_renew: Callable[[], object] = lambda: None
         self.on_settle: Callable[[list[Order]], list[Order]] = lambda _: []
         self.on_sweep: Callable[[], object] = lambda: None
 
     def take(self, queue: str, room: int) -> list[Taken]:
         raise NotImplementedError
+
+    def asking(self) -> bool:
+        return self.asks
 
     def renew(self, queue: str, leases: list[str]) -> None:
         self.on_renew()
@@ -388,3 +392,11 @@ def test_what_is_refused_stays_suspected(held: Callable[..., Holding], leases: F
     leases.on_settle = lambda told: orders.extend(told) or []
     held().refuse([Taken(BULK, "new", b"", 1), Taken(BULK, "suspect", b"", 2)])
     assert [(order.lease, order.blamed) for order in orders] == [("new", False), ("suspect", True)]
+
+
+def test_while_messages_are_asked_for_more_may_come(held: Callable[..., Holding], leases: FakeLeases) -> None:
+    holding = held()
+    leases.asks = True
+    assert not holding.wait_until_empty(0.05)
+    leases.asks = False
+    assert holding.wait_until_empty(0.05)

@@ -61,6 +61,9 @@ class Leases(Protocol):
     def take(self, queue: str, room: int) -> list[Taken]:
         """At most ``room`` messages, each leased in the step that takes it. Waits some seconds when there are none."""
 
+    def asking(self) -> bool:
+        """Whether a request is out that may yet be given messages, which would be nobody's if its process ended."""
+
     def renew(self, queue: str, leases: list[str]) -> None:
         """Let leases last from now on. Those that are over stay so."""
 

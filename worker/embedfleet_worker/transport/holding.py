@@ -107,9 +107,11 @@ class Holding:
             self._taking = False
 
     def wait_until_empty(self, timeout_s: float) -> bool:
-        """Whether nothing is held, and all is told, within the time."""
+        """Whether nothing is held nor asked for, and all is told, within the time."""
         with self._changed:
-            return self._changed.wait_for(lambda: not (self._held or self._orders or self._under_way), timeout_s)
+            return self._changed.wait_for(
+                lambda: not (self._held or self._orders or self._under_way or self._leases.asking()), timeout_s
+            )
 
     def close(self, timeout_s: float, *, blamed: bool = False) -> int:
         """Give back what is held, now, and tell the broker all there is to tell within the time. How many they were.

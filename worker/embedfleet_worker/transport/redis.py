@@ -54,6 +54,10 @@ class RedisLeases:
             self._broker.call(self._look, queue)
         return found
 
+    def asking(self) -> bool:
+        """A blocked look takes nothing."""
+        return False
+
     def renew(self, queue: str, leases: list[str]) -> None:
         """Let them last from now on."""
         self._run("renew", [lease_keys(queue)[1]], [self._lease_s, *leases])

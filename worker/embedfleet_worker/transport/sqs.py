@@ -27,18 +27,23 @@ class SqsLeases:
     def __init__(self, broker: SqsBroker) -> None:
         self._broker = broker
         self._lease_s = broker.settings.lease_s
+        self._polls: set[object] = set()
 
     def take(self, queue: str, room: int) -> list[Taken]:
         """One long poll."""
-        begun = time.monotonic()
-        answer = self._broker.call(
-            "receive_message",
-            queue,
-            MaxNumberOfMessages=min(room, TENS),
-            WaitTimeSeconds=_POLL_S,
-            VisibilityTimeout=math.ceil(self._lease_s),
-            MessageSystemAttributeNames=[_TIMES],
-        )
+        begun, poll = time.monotonic(), object()
+        self._polls.add(poll)
+        try:
+            answer = self._broker.call(
+                "receive_message",
+                queue,
+                MaxNumberOfMessages=min(room, TENS),
+                WaitTimeSeconds=_POLL_S,
+                VisibilityTimeout=math.ceil(self._lease_s),
+                MessageSystemAttributeNames=[_TIMES],
+            )
+        finally:
+            self._polls.discard(poll)
         found = [message for message in answer.get("Messages", []) if message.keys() >= {"ReceiptHandle", "Body"}]
         if not found and time.monotonic() - begun < _TOO_SOON_S:
             raise BrokerUnavailable(f"{queue}: an empty answer without a wait is not one of SQS.")
@@ -46,6 +51,10 @@ class SqsLeases:
             Taken(queue, each["ReceiptHandle"], each["Body"].encode(), int(each.get("Attributes", {}).get(_TIMES, 1)))
             for each in found
         ]
+
+    def asking(self) -> bool:
+        """SQS hands messages to a poll whose client is gone; they come again when their lease ends, and as suspects."""
+        return bool(self._polls)
 
     def renew(self, queue: str, leases: list[str]) -> None:
         """Lengthen all that can be. Raises BrokerUnavailable when SQS could not be told of some."""
