@@ -10,38 +10,32 @@ from dataclasses import asdict
 import click
 
 import embedfleet
-from embedfleet import deadletters, operate
+from embedfleet import deadletters, operate, proving
 from embedfleet import models as profiles
 from embedfleet.client import Fleet
 from embedfleet.contract import EmbedSettings, Overflow
-from embedfleet.destinations import Target, parse_callback, parse_destination
+from embedfleet.destinations import Target
 from embedfleet.errors import ConfigurationError
 from embedfleet.jobstatus import JobStatus
-from embedfleet.options import embed_options, expires_option, fleet_options, json_option, store_of, store_uri
+from embedfleet.options import (
+    callback_option,
+    deliver_option,
+    embed_options,
+    expires_option,
+    fleet_options,
+    json_option,
+    key_option,
+    quiet_option,
+    store_of,
+    store_uri,
+    to_option,
+)
 from embedfleet.progress import bar, dead, say, say_deliveries
 from embedfleet.running import Source, command_line, exit_code, resumable, running
 from embedfleet.settings import FleetSettings, Lane
 
-to_option = click.option("--to", default=None, help="Folder or URI for the job folder; default: the store.")
 text_field_option = click.option("--text-field", default="text", show_default=True, help="Field of the text.")
 id_field_option = click.option("--id-field", default=None, help="Field of the id; default: id, else the line's number.")
-key_option = click.option("--key", default=None, help="Idempotency key; default: from the inputs and settings.")
-deliver_option = click.option(
-    "--deliver-to",
-    "deliver_to",
-    multiple=True,
-    metavar="DESTINATION",
-    callback=lambda _context, _option, typed: tuple(parse_destination(text) for text in typed),
-    help="Where the vectors go after the store: https://host/path (a webhook) or pgvector:TABLE. May be repeated.",
-)
-callback_option = click.option(
-    "--callback",
-    default=None,
-    metavar="URL",
-    callback=lambda _context, _option, typed: parse_callback(typed).url if typed is not None else None,
-    help="Told by a webhook once the job is finished.",
-)
-quiet_option = click.option("--quiet", is_flag=True, help="No progress bar.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -259,6 +253,8 @@ for command in (
     operate.up,
     operate.reconcile,
     deadletters.dead,
+    proving.verify,
+    proving.reembed,
     operate.models,
     operate.config,
     operate.doctor,

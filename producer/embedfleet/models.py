@@ -14,6 +14,16 @@ DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 @dataclass(frozen=True)
+class Golden:
+    """A vector that a reference implementation gave, by which a worker knows that it runs the model (probes.py)."""
+
+    text: str
+    input_type: InputType
+    head: tuple[float, ...]
+    """The first components of the full unit vector, computed in float32."""
+
+
+@dataclass(frozen=True)
 class ModelProfile:
     """What is known of one model. ``dimensions`` is the full length; Matryoshka models give shorter ones too."""
 
@@ -34,6 +44,8 @@ class ModelProfile:
     """Smallest Matryoshka length; ``None``: only the full one."""
     dtypes: tuple[str, ...] = ("bfloat16", "float32", "float16")
     """Number formats the model is sound in, best first."""
+    golden: tuple[Golden, ...] = ()
+    """What a worker's vectors are compared with before it serves; none where no reference could be run."""
 
     @property
     def takes_instruction(self) -> bool:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from embedfleet.contract import EmbedSettings, describe
+from embedfleet.destinations import parse_callback, parse_destination
 from embedfleet.errors import ConfigurationError, SettingsError
 from embedfleet.settings import FleetSettings, load
 from embedfleet.store import Store, canonical_uri, open_store
@@ -17,6 +18,24 @@ from embedfleet.submission import check_expiry
 
 Command = Callable[..., Any]
 
+to_option = click.option("--to", default=None, help="Folder or URI for the job folder; default: the store.")
+key_option = click.option("--key", default=None, help="Idempotency key; default: from the inputs and settings.")
+deliver_option = click.option(
+    "--deliver-to",
+    "deliver_to",
+    multiple=True,
+    metavar="DESTINATION",
+    callback=lambda _context, _option, typed: tuple(parse_destination(text) for text in typed),
+    help="Where the vectors go after the store: https://host/path (a webhook) or pgvector:TABLE. May be repeated.",
+)
+callback_option = click.option(
+    "--callback",
+    default=None,
+    metavar="URL",
+    callback=lambda _context, _option, typed: parse_callback(typed).url if typed is not None else None,
+    help="Told by a webhook once the job is finished.",
+)
+quiet_option = click.option("--quiet", is_flag=True, help="No progress bar.")
 expires_option = click.option(
     "--expires-in-s",
     type=float,

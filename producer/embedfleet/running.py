@@ -58,8 +58,7 @@ class Source:
         self.texts = scan.texts
         self._given_key = key
         # What makes vectors differ and is not in the settings of a task is in the key too.
-        worker = {name: getattr(fleet, name) for name in ("engine", "revision", "dtype", "max_tokens")}
-        made = json.dumps([scan.fingerprint, text_field, id_field, settings.model_dump(), worker])
+        made = json.dumps([scan.fingerprint, text_field, id_field, settings.model_dump(), fleet.what_makes_vectors()])
         self.key = key or (made if scan.fingerprint else uuid.uuid4().hex)
         self._is_pipe = scan.fingerprint is None
         stream = inputs.read(names, text_field=text_field, id_field=id_field, store=store)

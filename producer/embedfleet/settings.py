@@ -63,6 +63,11 @@ class FleetSettings(BaseSettings):
         default="auto",
         description="Number format of the engine; auto: bfloat16 where the hardware has it, else float32.",
     )
+    quantization: str | None = Field(
+        default=None,
+        pattern=r"^[a-z0-9_-]{1,40}$",
+        description="How vLLM quantises the weights, by its name for that, such as fp8; default: as its files say.",
+    )
     max_tokens: int | None = Field(
         default=None, ge=8, description="Token limit of a text, below the model's own; saves memory."
     )
@@ -157,6 +162,12 @@ class FleetSettings(BaseSettings):
     def needs_engine(self) -> bool:
         """Whether a worker with these lanes embeds; one that only delivers does not."""
         return any(lane != "deliver" for lane in self.queues)
+
+    def what_makes_vectors(self) -> dict[str, object]:
+        """What changes vectors beside the settings of a task and its model; part of the keys that are made up."""
+        found: dict[str, object] = {name: getattr(self, name) for name in ("engine", "revision", "dtype", "max_tokens")}
+        # Left out where it is not set: the same command goes on with what it began before there was this setting.
+        return found if self.quantization is None else {**found, "quantization": self.quantization}
 
     def environment(self) -> dict[str, str]:
         """These settings as EMBEDFLEET_* variables, secrets in clear: for the processes of this fleet only."""

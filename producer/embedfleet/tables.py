@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from embedfleet.batching import estimated_tokens
 from embedfleet.contract import Document, Encoding, ErrorCode, Inline, Totals
 from embedfleet.errors import ContractError
-from embedfleet.records import Record, check_text
+from embedfleet.records import Record, Unusable, check_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -216,6 +216,8 @@ def storable(text: object) -> bool:
 
 
 def _hashable(text: object) -> object:
+    if isinstance(text, Unusable):
+        return [text.code, text.message]
     if not isinstance(text, str):
         return [type(text).__name__]
     # What has no UTF-8 form is wrapped: JSON would write two halves of a pair as it writes the whole.

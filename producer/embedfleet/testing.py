@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from threading import Event
 from typing import Any
 
+import embedfleet
 from embedfleet import models
 from embedfleet.batching import estimated_tokens
 from embedfleet.broker import Broker
@@ -153,7 +154,23 @@ def _outcomes(ids: list[str], texts: list[str | None], settings: EmbedSettings) 
     template = profile.template(settings.input_type)
     prompts = [template.format(text=text or "", instruction=settings.instruction) for text in texts]
     vectors = synthetic_vectors(prompts, settings.dimensions or profile.dimensions)
-    return Outcomes(rows, vectors, provenance={"engine": "synthetic", **settings.model_dump()})
+    return Outcomes(rows, vectors, provenance=_provenance(settings, profile))
+
+
+def _provenance(settings: EmbedSettings, profile: models.ModelProfile) -> dict[str, Any]:
+    """With the fields that a worker's has."""
+    return {
+        "engine": "synthetic",
+        "engine_version": embedfleet.__version__,
+        "revision": None,
+        "weights": "synthetic",
+        "dtype": "float32",
+        "quantization": None,
+        "pooling": "none",
+        "template": profile.template(settings.input_type),
+        "max_tokens": profile.max_tokens,
+        **settings.model_dump(),
+    }
 
 
 def _outcome(record_id: str, text: str | None, settings: EmbedSettings, max_tokens: int) -> Outcome:

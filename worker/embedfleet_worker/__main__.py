@@ -23,7 +23,7 @@ from embedfleet.errors import ConfigurationError, EmbedfleetError, Retryable, St
 from embedfleet.models import ModelProfile, profile_of
 from embedfleet.settings import FleetSettings, load
 from embedfleet.store import open_store
-from embedfleet_worker import logs
+from embedfleet_worker import logs, probes
 from embedfleet_worker.app import Work
 from embedfleet_worker.cache import VectorCache
 from embedfleet_worker.deliveries import Deliveries
@@ -85,6 +85,9 @@ def _pipeline(settings: FleetSettings, health: Health, metrics: Metrics) -> Pipe
     health.doing = "loading the model"
     engine = load_engine(profile, settings)
     health.engine_dead = engine.dead
+    if settings.engine != "synthetic":  # whose vectors mean nothing
+        health.doing = "embedding probe texts"
+        probes.check(engine, profile, settings.deadline_s)
     metrics.describe(engine.identity)
     return Pipeline(engine, profile, cache, settings.cache_salt.get_secret_value())
 

@@ -25,6 +25,7 @@ def look(settings: FleetSettings) -> dict[str, object]:
         profile = profile_of(settings.model)
         device = vllm.device_name()
         dtype = vllm.choose_dtype(settings.dtype, profile, device)
+        vllm.check_quantization(settings.quantization)
         max_tokens = min(profile.max_tokens, settings.max_tokens or profile.max_tokens)
         folder = weights.locate(profile.name, settings.revision, weights=False)  # not gigabytes, to look
         free = vllm.available_bytes(device)

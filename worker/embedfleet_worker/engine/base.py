@@ -40,7 +40,7 @@ class Identity:
     model: str
     revision: str | None
     weights: str
-    """SHA-256 over the weights, or the operator's revision; the synthetic engine says ``synthetic``."""
+    """SHA-256 over the weights: a revision may be moved. The synthetic engine says ``synthetic``."""
     dtype: str
     quantization: str | None
     pooling: str

@@ -18,7 +18,9 @@ os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # read when vllm i
 import torch
 import vllm
 from vllm import EngineArgs, LLMEngine, PoolingParams
+from vllm.config import PoolerConfig
 from vllm.inputs import TokensPrompt
+from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
 
 from embedfleet.errors import ConfigurationError
 from embedfleet.models import ModelProfile
@@ -41,29 +43,34 @@ class VllmEngine:
         folder = weights.locate(profile.name, settings.revision)
         device = device_name()
         dtype = choose_dtype(settings.dtype, profile, device)
+        check_quantization(settings.quantization)
         self.dimensions = profile.dimensions
         self.max_tokens = min(profile.max_tokens, settings.max_tokens or profile.max_tokens)
         cache_bytes = weights.check_fits(
             profile, folder, dtype, self.max_tokens, STEPS[device], available_bytes(device)
         )
+        self._tokeniser = Tokeniser(folder, self.max_tokens)
+        self._step_texts = STEPS[device].texts
+        self._started: Future[tuple[Loop, _Vllm]] = Future()
+        arguments = _engine_arguments(folder, profile, device, dtype, self.max_tokens, cache_bytes)
+        arguments.quantization = settings.quantization
+        if not (folder / "1_Pooling" / "config.json").is_file():  # else its files have the word, and are compared
+            arguments.pooler_config = PoolerConfig(seq_pooling_type=profile.pooling.upper())
+        # The thread that steps also loads: vLLM binds the OpenMP threads of the thread it is created in.
+        threading.Thread(target=self._run, args=(arguments,), name="engine", daemon=True).start()
+        self._loop, engine = self._started.result()
+        self.dead = self._loop.dead
         self.identity = Identity(
             engine=f"vllm-{device}",
             engine_version=vllm.__version__,
             model=profile.name,
             revision=settings.revision,
-            weights=settings.revision or weights.digest(folder),
+            weights=weights.digest(folder),
             dtype=dtype,
-            quantization=None,
+            quantization=engine.quantization,
             pooling=profile.pooling,
         )
-        self._tokeniser = Tokeniser(folder, self.max_tokens)
-        self._step_texts = STEPS[device].texts
-        self._started: Future[Loop] = Future()
-        arguments = _engine_arguments(folder, profile, device, dtype, self.max_tokens, cache_bytes)
-        # The thread that steps also loads: vLLM binds the OpenMP threads of the thread it is created in.
-        threading.Thread(target=self._run, args=(arguments,), name="engine", daemon=True).start()
-        self._loop = self._started.result()
-        self.dead = self._loop.dead
+        _check_pooling(engine.pooling, profile)
         log.info("vllm %s ready: %s in %s on %s", vllm.__version__, profile.name, dtype, device)
 
     def tokenise(self, prompts: Sequence[str], *, truncate: bool) -> list[Tokens]:
@@ -90,13 +97,15 @@ class VllmEngine:
     def _run(self, arguments: EngineArgs) -> None:
         try:
             (probe,) = self.tokenise(["a probe"], truncate=True)
-            loop = Loop(_Vllm(arguments), probe.ids, self._step_texts)
+            engine = _Vllm(arguments)
+            loop = Loop(engine, probe.ids, self._step_texts)
         except Exception as exc:
             log.exception("vllm could not load the model")
-            reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
-            self._started.set_exception(ConfigurationError(f"model {arguments.model}: vLLM can't load it ({reason})."))
+            how = f" with EMBEDFLEET_QUANTIZATION={arguments.quantization}" if arguments.quantization else ""
+            said = f"model {arguments.model}: vLLM can't load it{how} ({_reason(exc)})."
+            self._started.set_exception(ConfigurationError(said))
             return
-        self._started.set_result(loop)
+        self._started.set_result((loop, engine))
         loop.run()
 
 
@@ -106,6 +115,11 @@ class _Vllm:
     def __init__(self, arguments: EngineArgs) -> None:
         self._engine = LLMEngine.from_engine_args(arguments)
         self._params = PoolingParams(task="embed")
+        config = self._engine.model_config
+        self.quantization: str | None = config.quantization
+        """What vLLM does with the weights: what it was told, or what the model's files say."""
+        self.pooling: str = config.pooler_config.seq_pooling_type
+        """LAST, CLS or MEAN: what the model's files say."""
 
     def add(self, request: str, ids: list[int], priority: Priority) -> None:
         """Raises vLLM's validation errors, which are ValueErrors."""
@@ -140,6 +154,30 @@ def choose_dtype(wanted: str, profile: ModelProfile, device: str) -> str:
     if wanted == "bfloat16" and device == "cuda" and not has_bfloat16(device):
         raise ConfigurationError("dtype bfloat16: this card has none. Take float32.")
     return wanted
+
+
+def check_quantization(wanted: str | None) -> None:
+    """Raise ConfigurationError for a method that this vLLM has none of, whether or not the device can do it."""
+    if wanted is not None and wanted not in QUANTIZATION_METHODS:
+        raise ConfigurationError(
+            f"quantization {wanted!r}: vLLM {vllm.__version__} has no such method. It has "
+            f"{', '.join(QUANTIZATION_METHODS)}; leave it out for the weights as they are."
+        )
+
+
+def _check_pooling(pooling: str, profile: ModelProfile) -> None:
+    """What the provenance says has to be what is done, also for a model without golden vectors."""
+    if pooling.lower() != profile.pooling:
+        raise ConfigurationError(
+            f"model {profile.name}: its files have vLLM pool with {pooling.lower()}, and the model's pooling is "
+            f"{profile.pooling}. Its 1_Pooling/config.json is missing or not the model's: fetch the files anew."
+        )
+
+
+def _reason(exc: Exception) -> str:
+    """One line; of pydantic's errors the one that says something."""
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()] or [type(exc).__name__]
+    return lines[2] if len(lines) > 2 and "validation error" in lines[0] else lines[0]
 
 
 def has_bfloat16(device: str) -> bool:
