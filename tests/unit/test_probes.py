@@ -101,8 +101,8 @@ def test_another_norm_is_refused() -> None:
 
 
 def test_another_length_is_refused() -> None:
-    engine = FakeEngine(DIMENSIONS - 1, 512)
-    engine.dimensions = DIMENSIONS
+    engine = Changed(sound)
+    engine.spoiled["lease"] = np.ones(31, np.float32)
     assert "the engine gave 31 components and 32 were expected" in refusal(engine)
 
 
