@@ -49,7 +49,8 @@ class PartsSeen:
         """Count a part."""
         self.numbers.add(number)
         self.totals.add(info.totals)
-        self.provenance.setdefault(repr(sorted(info.provenance.items())), info.provenance)
+        if info.provenance:  # of a part without a vector nobody knows what would have made them
+            self.provenance.setdefault(repr(sorted(info.provenance.items())), info.provenance)
         while self.low + 1 in self.numbers:
             self.low += 1
 

@@ -128,7 +128,8 @@ _MINILM_GOLDEN = (
         ),
     ),
     Golden(
-        "A lease is a worker's claim on a message. It is renewed while the worker works, given back when the worker stops, and runs out when the worker dies, so that another one takes the message and does its work again.",
+        "A lease is a worker's claim on a message. It is renewed while the worker works, given back when the worker "
+        "stops, and runs out when the worker dies, so that another one takes the message and does its work again.",
         "query",
         (
             -0.0826099,

@@ -309,6 +309,13 @@ def test_the_outcomes_say_what_made_them(engine: FakeEngine) -> None:
     assert run(engine, ["a"]).provenance["template"] == "{text}"
 
 
+def test_what_was_cached_says_the_same_of_what_made_it(engine: FakeEngine) -> None:
+    cache = DictCache()
+    first, second = (run(engine, ["a"], cache=cache) for _ in range(2))
+    assert [outcomes.rows[0].cached for outcomes in (first, second)] == [False, True]
+    assert second.provenance == first.provenance
+
+
 def test_the_time_of_every_stage_is_kept(engine: FakeEngine) -> None:
     stages = run(engine, ["a"]).stages_s
     assert set(stages) == {"prepare", "cache", "tokenise", "engine", "check"}

@@ -1,4 +1,4 @@
-"""A worker serves only with an engine that computes what it should: every way in which one may not, and what is said."""
+"""A worker serves only with an engine that computes what it should: how one may not, and what is said."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future

@@ -240,3 +240,12 @@ def test_a_process_given_the_environment_has_the_same_settings(
         for name, value in before.environment().items():
             patched.setenv(name, value)
         assert load() == before
+
+
+def test_quantisation_goes_to_the_workers_and_into_keys_that_are_made_up() -> None:
+    """The weights are others then. Where it is not set, keys are those of before there was this setting."""
+    plain, quantised = load(), load(quantization="fp8")
+    assert quantised.environment()["EMBEDFLEET_QUANTIZATION"] == "fp8"
+    assert "EMBEDFLEET_QUANTIZATION" not in plain.environment()
+    assert plain.what_makes_vectors() == {"engine": "vllm", "revision": None, "dtype": "auto", "max_tokens": None}
+    assert quantised.what_makes_vectors() == {**plain.what_makes_vectors(), "quantization": "fp8"}

@@ -101,9 +101,7 @@ class VllmEngine:
             loop = Loop(engine, probe.ids, self._step_texts)
         except Exception as exc:
             log.exception("vllm could not load the model")
-            how = f" with EMBEDFLEET_QUANTIZATION={arguments.quantization}" if arguments.quantization else ""
-            said = f"model {arguments.model}: vLLM can't load it{how} ({_reason(exc)})."
-            self._started.set_exception(ConfigurationError(said))
+            self._started.set_exception(_refusal(arguments, exc))
             return
         self._started.set_result((loop, engine))
         loop.run()
@@ -174,10 +172,21 @@ def _check_pooling(pooling: str, profile: ModelProfile) -> None:
         )
 
 
+def _refusal(arguments: EngineArgs, exc: Exception) -> ConfigurationError:
+    """What vLLM says of a method that a device can't do may be anything, down to the signature of a kernel."""
+    if arguments.quantization is None:
+        return ConfigurationError(f"model {arguments.model}: vLLM can't load it ({_reason(exc)}).")
+    return ConfigurationError(
+        f"model {arguments.model}: vLLM can't load it with EMBEDFLEET_QUANTIZATION={arguments.quantization} on this "
+        f"{device_name()} ({_reason(exc)}). Leave it out, or take another method or a folder that is quantised already."
+    )
+
+
 def _reason(exc: Exception) -> str:
-    """One line; of pydantic's errors the one that says something."""
+    """In one line; of pydantic's errors what is behind the heading."""
     lines = [line.strip() for line in str(exc).splitlines() if line.strip()] or [type(exc).__name__]
-    return lines[2] if len(lines) > 2 and "validation error" in lines[0] else lines[0]
+    said = next((line.partition(" [type=")[0] for line in lines if " [type=" in line), lines[0])
+    return f"{said} {lines[1]}" if said.endswith(":") and len(lines) > 1 else said
 
 
 def has_bfloat16(device: str) -> bool:
