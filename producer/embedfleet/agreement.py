@@ -14,7 +14,7 @@ _FLOAT32 = 0.99999
 # bfloat16 keeps 8 bits, float16 11: rounded in every layer, real texts came to 0.9999 of float32. What an engine says
 # nothing of is taken for one of these.
 _HALF = 0.999
-# Quantised weights are other weights: a small model in int8 (compressed-tensors) came to 0.9995 of itself in float32, in
+# Quantised weights are other weights: a small model in int8 (compressed-tensors) came to 0.9995 of its float32, in
 # fp8 to 0.992, and 4 bits lose more. Other weights or another pooling come nowhere near.
 _QUANTISED = 0.95
 _NORM_TOLERANCE = 2e-3  # 1e-3 is what a worker lets pass, and float16 adds as much at most
