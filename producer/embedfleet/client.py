@@ -8,7 +8,7 @@ from contextlib import suppress
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from embedfleet import models, openjobs
+from embedfleet import openjobs
 from embedfleet.broker import Broker, connect
 from embedfleet.contract import JOB_ID, Batching, EmbedSettings, JobSpec, Request
 from embedfleet.destinations import Target, parse_callback
@@ -149,7 +149,7 @@ class Fleet:
         self, texts: Sequence[str], settings: EmbedSettings | None, timeout_s: float, abandoned: Event
     ) -> tuple[Any, PartInfo]:
         """The part that a worker makes for :meth:`embed`. Given up within 2 s once its caller sets ``abandoned``."""
-        resolved = models.resolve(settings or EmbedSettings(), self.settings.model)
+        resolved = self.settings.resolve(settings or EmbedSettings())
         check_embed(texts)
         key = self.broker.reply_key()
         expires_at = self.broker.clock() + timeout_s
@@ -230,7 +230,7 @@ class Fleet:
             raise ConfigurationError(
                 "callback: no store. Set EMBEDFLEET_STORE: it names the jobs that are looked after."
             )
-        resolved = models.resolve(settings or EmbedSettings(), self.settings.model)
+        resolved = self.settings.resolve(settings or EmbedSettings())
         check_expiry(expires_in_s)
         store = self._writable(to or self._store())
         if self.settings.store is not None:

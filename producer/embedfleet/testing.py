@@ -10,7 +10,6 @@ from collections.abc import Collection, Sequence
 from threading import Event
 from typing import Any
 
-from embedfleet import models
 from embedfleet.batching import estimated_tokens
 from embedfleet.broker import Broker
 from embedfleet.client import Fleet
@@ -93,14 +92,14 @@ class _InMemoryBroker(Broker):
             return
         if isinstance(message, Request):
             ids = [str(row) for row in range(len(message.texts))]
-            outcomes = _outcomes(ids, list(message.texts), message.settings)
+            outcomes = self._outcomes(ids, list(message.texts), message.settings)
             self.reply(message.reply_to, write_part(outcomes, message.settings.encoding, "embed", 0))
             return
         folder = JobFolder(open_store(message.to), message.job)
         spec = folder.spec()
         settings = spec.settings
         given = folder.input(message.batch)
-        outcomes = _outcomes(given.ids, given.texts, settings)
+        outcomes = self._outcomes(given.ids, given.texts, settings)
         for row, reason in given.info.rejected.items():
             outcomes.rows[row].error = reason
         if spec.expires_at is not None and self.clock() > spec.expires_at:
@@ -109,6 +108,15 @@ class _InMemoryBroker(Broker):
         folder.write_part(message.batch, write_part(outcomes, settings.encoding, folder.job, message.batch))
         for destination in spec.deliver_to:
             _confirm(folder, message.batch, destination.name)
+
+    def _outcomes(self, ids: list[str], texts: list[str | None], settings: EmbedSettings) -> Outcomes:
+        profile = self.settings.profile(settings.model)
+        pairs = zip(ids, texts, strict=True)
+        rows = [_outcome(record_id, text, settings, profile.max_tokens) for record_id, text in pairs]
+        template = profile.template(settings.input_type, settings.prompt_name)
+        prompts = [template.format(text=text or "", instruction=settings.instruction) for text in texts]
+        vectors = synthetic_vectors(prompts, settings.dimensions or profile.dimensions)
+        return Outcomes(rows, vectors, provenance={"engine": "synthetic", **settings.model_dump()})
 
     def announce(self, queue: str, worker: str, ttl_s: float) -> None:
         """Nobody else is there to be told."""
@@ -145,15 +153,6 @@ def _confirm(folder: JobFolder, batch: int, destination: str) -> None:
     folder.write_receipt(
         Receipt(job=folder.job, batch=batch, destination=destination, state="confirmed", detail=detail, at=now())
     )
-
-
-def _outcomes(ids: list[str], texts: list[str | None], settings: EmbedSettings) -> Outcomes:
-    profile = models.profile_of(settings.model or models.DEFAULT_MODEL)
-    rows = [_outcome(record_id, text, settings, profile.max_tokens) for record_id, text in zip(ids, texts, strict=True)]
-    template = profile.template(settings.input_type)
-    prompts = [template.format(text=text or "", instruction=settings.instruction) for text in texts]
-    vectors = synthetic_vectors(prompts, settings.dimensions or profile.dimensions)
-    return Outcomes(rows, vectors, provenance={"engine": "synthetic", **settings.model_dump()})
 
 
 def _outcome(record_id: str, text: str | None, settings: EmbedSettings, max_tokens: int) -> Outcome:

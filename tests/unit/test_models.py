@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from embedfleet.contract import EmbedSettings
 from embedfleet.errors import SettingsError, UnknownModel
-from embedfleet.models import DEFAULT_MODEL, PROFILES, profile_of, resolve
+from embedfleet.models import DEFAULT_MODEL, profile_of, resolve
+from embedfleet.profiles import PROFILES
 from embedfleet.settings import load
 
 QWEN = "Qwen/Qwen3-Embedding-0.6B"

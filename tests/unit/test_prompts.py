@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from embedfleet.contract import EmbedSettings
-from embedfleet.models import DEFAULT_MODEL, PROFILES, profile_of, resolve
+from embedfleet.models import DEFAULT_MODEL, profile_of, resolve
+from embedfleet.profiles import PROFILES
 from embedfleet_worker.prompts import render
 
 QWEN = "Qwen/Qwen3-Embedding-8B"

@@ -18,10 +18,11 @@ os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # read when vllm i
 import torch
 import vllm
 from vllm import EngineArgs, LLMEngine, PoolingParams
+from vllm.config import PoolerConfig
 from vllm.inputs import TokensPrompt
 
 from embedfleet.errors import ConfigurationError
-from embedfleet.models import ModelProfile
+from embedfleet.models import ModelProfile, check_dtype
 from embedfleet.settings import FleetSettings
 from embedfleet_worker import weights
 from embedfleet_worker.engine.base import Embedded, Identity, Priority, Tokens
@@ -133,10 +134,7 @@ def choose_dtype(wanted: str, profile: ModelProfile, device: str) -> str:
     """
     if wanted == "auto":
         return "bfloat16" if has_bfloat16(device) else "float32"
-    if wanted not in profile.dtypes:
-        raise ConfigurationError(
-            f"dtype {wanted}: {profile.name} is not sound in it (it overflows). Take {' or '.join(profile.dtypes)}."
-        )
+    check_dtype(wanted, profile)
     if wanted == "bfloat16" and device == "cuda" and not has_bfloat16(device):
         raise ConfigurationError("dtype bfloat16: this card has none. Take float32.")
     return wanted
@@ -167,6 +165,8 @@ def _engine_arguments(
     return EngineArgs(
         model=str(folder),
         runner="pooling",
+        # The profile's, which may be declared: without modules.json vLLM would take the architecture's default.
+        pooler_config=PoolerConfig(seq_pooling_type=profile.pooling.upper()),
         dtype=dtype,
         max_model_len=max_tokens,
         # A text goes through an encoder in one piece, so a step holds the longest one.
