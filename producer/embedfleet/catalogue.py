@@ -45,8 +45,10 @@ def show(name: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(_fields(profile), ensure_ascii=False))
         return
-    for label, value in _lines(profile):
-        click.echo(f"{label + ':':<16}{value}")
+    lines = _lines(profile)
+    width = max(len(label) for label, _ in lines) + 2
+    for label, value in lines:
+        click.echo(f"{label + ':':<{width}}{value}")
 
 
 def _fields(profile: ModelProfile) -> dict[str, Any]:
