@@ -16,6 +16,7 @@ from embedfleet.settings import load
 from embedfleet.testing import InMemoryFleet
 from embedfleet_worker.prompts import render
 
+DOCS = Path(__file__).parents[2] / "docs"
 OURS = "org/ours"
 CARD = {"dimensions": 768, "max_tokens": 512, "pooling": "cls"}
 
@@ -148,6 +149,13 @@ def test_a_declaration_wins_over_the_files_of_a_folder(tiny_qwen3: Path) -> None
     declared = {str(tiny_qwen3): {**CARD, "max_tokens": 99}}
     assert load(model=str(tiny_qwen3), models=declared).profile().max_tokens == 99
     assert load(model=str(tiny_qwen3)).profile().max_tokens == 512
+
+
+def test_the_declaration_in_the_documents_works(folder: Path) -> None:
+    text = (DOCS / "models.md").read_text(encoding="utf-8")
+    (folder / "embedfleet.toml").write_text(text.partition("```toml\n")[2].partition("```")[0], encoding="utf-8")
+    profile = load(model="org/name").profile()
+    assert (profile.dimensions, profile.min_dimensions, list(profile.prompts)) == (1024, 64, ["clustering"])
 
 
 # The way to the worker
