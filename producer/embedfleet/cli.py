@@ -10,8 +10,7 @@ from dataclasses import asdict
 import click
 
 import embedfleet
-from embedfleet import deadletters, operate, proving
-from embedfleet import models as profiles
+from embedfleet import catalogue, deadletters, operate, proving
 from embedfleet.client import Fleet
 from embedfleet.contract import EmbedSettings, Overflow
 from embedfleet.destinations import Target
@@ -79,7 +78,7 @@ def embed(
 
     Without a broker everything runs here, for as long as the command does. Stopped, the same command goes on.
     """
-    resolved = profiles.resolve(settings, fleet.model)
+    resolved = fleet.resolve(settings)
     source = Source(inputs, text_field, id_field, key, resolved, fleet, store_uri(fleet, to))
     store = store_of(fleet, to)
     with running(fleet, store) as run, resumable(source.resume_hint()), bar(source.texts, quiet=quiet) as shown:
@@ -127,7 +126,7 @@ def submit(
     """Queue INPUT for the workers at the broker and return."""
     with Fleet(**dict(fleet)) as client:
         client.broker.check()
-        resolved = profiles.resolve(settings, fleet.model)
+        resolved = fleet.resolve(settings)
         source = Source(inputs, text_field, id_field, key, resolved, fleet, store_uri(fleet, to))
         store = store_of(fleet, to)
         with resumable(source.resume_hint()):
@@ -255,7 +254,7 @@ for command in (
     deadletters.dead,
     proving.verify,
     proving.reembed,
-    operate.models,
+    catalogue.models,
     operate.config,
     operate.doctor,
 ):

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from embedfleet import models
 from embedfleet.contract import EmbedSettings
 from embedfleet.errors import JobMismatch, NotFinished
 from embedfleet.jobfolder import JobFolder
@@ -48,7 +47,7 @@ def plan(
             f"job {source.job}: its producer has not sealed it, so inputs may be missing. Submit the rest under the "
             "same key, then embed it again; whether its texts are embedded by then does not matter."
         )
-    settings = models.resolve(_merged(spec.settings, given or EmbedSettings()), fleet.model)
+    settings = fleet.resolve(_merged(spec.settings, given or EmbedSettings()))
     store = canonical_uri(to) if to is not None else source.store.uri
     same = (spec.settings, spec.revision, spec.synthetic, source.store.uri)
     if key is None and same == (settings, fleet.revision, fleet.engine == "synthetic", store):
@@ -57,7 +56,7 @@ def plan(
             "settings or another store (--to); or a key (--key), to embed it once more all the same."
         )
     # The worker's settings too: they are what an operator may want the same texts embedded again for.
-    made = json.dumps([source.job, sealed.fingerprint, settings.model_dump(), fleet.what_makes_vectors()])
+    made = json.dumps([source.job, sealed.fingerprint, settings.model_dump(), fleet.what_makes_vectors(settings.model)])
     return Reembedding(
         source, sealed.batches, sealed.texts, settings, store, key if key is not None else f"reembed\0{made}"
     )

@@ -4,6 +4,7 @@ Each field is at once an argument of ``Fleet``, an environment variable and a co
 """
 
 import difflib
+import json
 import os
 import re
 import tomllib
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -21,10 +22,12 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from embedfleet.contract import describe
+from embedfleet import models as profiles
+from embedfleet.contract import EmbedSettings, describe
+from embedfleet.declared import DeclaredModel, as_json, declared_models
 from embedfleet.errors import ConfigurationError
 from embedfleet.masking import mask
-from embedfleet.models import DEFAULT_MODEL, named
+from embedfleet.models import DEFAULT_MODEL, ModelProfile, named
 
 _PREFIX = "EMBEDFLEET_"
 _MIN_KEY = 16  # characters: what is shorter can be guessed from one signed message
@@ -58,6 +61,9 @@ class FleetSettings(BaseSettings):
     )
     model: str = Field(default=DEFAULT_MODEL, description="Model of the worker and default of tasks: hub id or folder.")
     revision: str | None = Field(default=None, description="Revision of the model on its hub.")
+    models: Annotated[dict[str, DeclaredModel], NoDecode, BeforeValidator(declared_models)] = Field(
+        default={}, description='Models without a profile, declared: [models."org/name"] in embedfleet.toml, or JSON.'
+    )
     engine: Literal["vllm", "synthetic"] = Field(default="vllm", description="What computes the vectors.")
     dtype: Literal["auto", "bfloat16", "float32", "float16"] = Field(
         default="auto",
@@ -163,24 +169,43 @@ class FleetSettings(BaseSettings):
         """Whether a worker with these lanes embeds; one that only delivers does not."""
         return any(lane != "deliver" for lane in self.queues)
 
-    def what_makes_vectors(self) -> dict[str, object]:
-        """What changes vectors beside the settings of a task and its model; part of the keys that are made up."""
+    def what_makes_vectors(self, model: str | None) -> dict[str, object]:
+        """What changes a model's vectors beside the settings of a task; part of the keys that are made up."""
         found: dict[str, object] = {name: getattr(self, name) for name in ("engine", "revision", "dtype", "max_tokens")}
-        # Left out where it is not set: the same command goes on with what it began before there was this setting.
-        return found if self.quantization is None else {**found, "quantization": self.quantization}
+        # Left out where it is not used: the same command goes on with what it began before there was this setting.
+        if self.quantization is not None:
+            found["quantization"] = self.quantization
+        if model in self.models:
+            found["declared"] = as_json({model: self.models[model]})
+        return found
+
+    def profile(self, model: str | None = None) -> ModelProfile:
+        """The profile of a model, by default of this fleet's. Raises UnknownModel."""
+        return profiles.profile_of(model or self.model, self.models, self.revision)
+
+    def resolve(self, settings: EmbedSettings) -> EmbedSettings:
+        """Settings of a task with every choice made explicit.
+
+        Raises SettingsError, and ConfigurationError for a dtype that is not sound for the model.
+        """
+        resolved = profiles.resolve(settings, self.model, self.models, self.revision)
+        if self.engine == "vllm":
+            profiles.check_dtype(self.dtype, self.profile(resolved.model))
+        return resolved
 
     def environment(self) -> dict[str, str]:
         """These settings as EMBEDFLEET_* variables, secrets in clear: for the processes of this fleet only."""
-        return {_PREFIX + name.upper(): _clear(value) for name, value in self if value not in (None, ())}
+        return {_PREFIX + name.upper(): _clear(value) for name, value in self if value not in (None, (), {})}
 
     def shared(self) -> dict[str, str]:
         """The variables on which producers and workers have to agree, secrets in clear."""
-        names = ("broker_url", "store", "model", "revision", "engine", "queue_prefix", "signing_key")
+        names = ("broker_url", "store", "model", "revision", "models", "engine", "queue_prefix", "signing_key")
         return {f"{_PREFIX}{name.upper()}": self.environment().get(f"{_PREFIX}{name.upper()}", "") for name in names}
 
     def masked(self) -> dict[str, object]:
         """These settings for people: passwords in URLs and other secrets replaced."""
-        return {name: mask(_clear(value)) if isinstance(value, SecretStr) else value for name, value in self}
+        shown = {name: mask(_clear(value)) if isinstance(value, SecretStr) else value for name, value in self}
+        return {**shown, "models": json.loads(as_json(self.models))}
 
     @classmethod
     def secrets(cls) -> set[str]:
@@ -206,6 +231,8 @@ def load(**arguments: Any) -> FleetSettings:
 def _clear(value: object) -> str:
     if isinstance(value, SecretStr):
         return value.get_secret_value()
+    if isinstance(value, dict):
+        return as_json(value)
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 

@@ -11,7 +11,6 @@ from threading import Event
 from typing import Any
 
 import embedfleet
-from embedfleet import models
 from embedfleet.batching import estimated_tokens
 from embedfleet.broker import Broker
 from embedfleet.client import Fleet
@@ -20,6 +19,7 @@ from embedfleet.destinations import CALLBACK
 from embedfleet.envelope import Message
 from embedfleet.jobfolder import JobFolder, now
 from embedfleet.letters import MAX_LETTERS, Letter, Listing
+from embedfleet.models import ModelProfile
 from embedfleet.queueview import QueueView
 from embedfleet.records import check_text
 from embedfleet.settings import FleetSettings
@@ -94,14 +94,14 @@ class _InMemoryBroker(Broker):
             return
         if isinstance(message, Request):
             ids = [str(row) for row in range(len(message.texts))]
-            outcomes = _outcomes(ids, list(message.texts), message.settings)
+            outcomes = self._outcomes(ids, list(message.texts), message.settings)
             self.reply(message.reply_to, write_part(outcomes, message.settings.encoding, "embed", 0))
             return
         folder = JobFolder(open_store(message.to), message.job)
         spec = folder.spec()
         settings = spec.settings
         given = folder.input(message.batch)
-        outcomes = _outcomes(given.ids, given.texts, settings)
+        outcomes = self._outcomes(given.ids, given.texts, settings)
         for row, reason in given.info.rejected.items():
             outcomes.rows[row].error = reason
         if spec.expires_at is not None and self.clock() > spec.expires_at:
@@ -110,6 +110,15 @@ class _InMemoryBroker(Broker):
         folder.write_part(message.batch, write_part(outcomes, settings.encoding, folder.job, message.batch))
         for destination in spec.deliver_to:
             _confirm(folder, message.batch, destination.name)
+
+    def _outcomes(self, ids: list[str], texts: list[str | None], settings: EmbedSettings) -> Outcomes:
+        profile = self.settings.profile(settings.model)
+        pairs = zip(ids, texts, strict=True)
+        rows = [_outcome(record_id, text, settings, profile.max_tokens) for record_id, text in pairs]
+        template = profile.template(settings.input_type, settings.prompt_name)
+        prompts = [template.format(text=text or "", instruction=settings.instruction) for text in texts]
+        vectors = synthetic_vectors(prompts, settings.dimensions or profile.dimensions)
+        return Outcomes(rows, vectors, provenance=_provenance(settings, profile))
 
     def announce(self, queue: str, worker: str, ttl_s: float) -> None:
         """Nobody else is there to be told."""
@@ -148,16 +157,7 @@ def _confirm(folder: JobFolder, batch: int, destination: str) -> None:
     )
 
 
-def _outcomes(ids: list[str], texts: list[str | None], settings: EmbedSettings) -> Outcomes:
-    profile = models.profile_of(settings.model or models.DEFAULT_MODEL)
-    rows = [_outcome(record_id, text, settings, profile.max_tokens) for record_id, text in zip(ids, texts, strict=True)]
-    template = profile.template(settings.input_type)
-    prompts = [template.format(text=text or "", instruction=settings.instruction) for text in texts]
-    vectors = synthetic_vectors(prompts, settings.dimensions or profile.dimensions)
-    return Outcomes(rows, vectors, provenance=_provenance(settings, profile))
-
-
-def _provenance(settings: EmbedSettings, profile: models.ModelProfile) -> dict[str, Any]:
+def _provenance(settings: EmbedSettings, profile: ModelProfile) -> dict[str, Any]:
     """With the fields that a worker's has."""
     return {
         "engine": "synthetic",
@@ -167,7 +167,7 @@ def _provenance(settings: EmbedSettings, profile: models.ModelProfile) -> dict[s
         "dtype": "float32",
         "quantization": None,
         "pooling": "none",
-        "template": profile.template(settings.input_type),
+        "template": profile.template(settings.input_type, settings.prompt_name),
         "max_tokens": profile.max_tokens,
         **settings.model_dump(),
     }

@@ -53,7 +53,7 @@ def change_pooling(folder: Path) -> None:
     ("change", "said"),
     [
         (change_weights, "Probe: golden text 0 (\"Dr. O'Neill paid"),
-        (change_pooling, "its files have vLLM pool with cls, and the model's pooling is mean"),
+        (change_pooling, "say cls pooling, and the model's is mean"),
     ],
 )
 def test_a_worker_with_other_files_than_the_models_refuses_to_serve(
@@ -89,11 +89,11 @@ from embedfleet.errors import ConfigurationError
 from embedfleet.models import profile_of
 from embedfleet.settings import load
 from embedfleet_worker.engine.vllm import VllmEngine
-for method in ("fp9", "gptq", "fp8"):
+for method in ("fp9", "fp8"):
     try:
         VllmEngine(profile_of(sys.argv[1]), load(model=sys.argv[1], dtype="float32", quantization=method))
     except ConfigurationError as exc:
-        print(exc)
+        print("refused:", exc)
 sys.stdout.flush()
 os._exit(0)
 """
@@ -103,11 +103,10 @@ def test_a_quantisation_that_can_not_be_is_refused(tiny_qwen3: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", METHODS, str(tiny_qwen3)], env=environment(), capture_output=True, text=True, timeout=120
     )
-    unknown, mismatch, impossible = done.stdout.splitlines()
-    assert unknown.startswith("quantization 'fp9': vLLM ")
+    unknown, impossible = (line for line in done.stdout.splitlines() if line.startswith("refused:"))
+    assert unknown.startswith("refused: quantization 'fp9': vLLM ")
     assert "compressed-tensors" in unknown, "vLLM's own list"
-    for said, method in ((mismatch, "gptq"), (impossible, "fp8")):
-        assert f"vLLM can't load it with EMBEDFLEET_QUANTIZATION={method} on this cpu (" in said
+    assert "vLLM can't load it with EMBEDFLEET_QUANTIZATION=fp8 on this cpu (" in impossible
 
 
 def test_quantised_weights_are_in_the_provenance_and_have_cache_entries_of_their_own(

@@ -50,6 +50,7 @@ def test_an_argument_that_is_none_was_not_given(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("name", FleetSettings.model_fields)
 def test_every_setting_can_come_from_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     values = {"engine": "synthetic", "dtype": "float32", "queues": "bulk", "signing_key": "7" * 16}
+    values["models"] = '{"org/ours": {"dimensions": 768, "max_tokens": 512, "pooling": "cls"}}'
     value = values.get(name, "77")
     monkeypatch.setenv(f"EMBEDFLEET_{name.upper()}", value)
     default = FleetSettings.model_fields[name].get_default()
@@ -247,5 +248,5 @@ def test_quantisation_goes_to_the_workers_and_into_keys_that_are_made_up() -> No
     plain, quantised = load(), load(quantization="fp8")
     assert quantised.environment()["EMBEDFLEET_QUANTIZATION"] == "fp8"
     assert "EMBEDFLEET_QUANTIZATION" not in plain.environment()
-    assert plain.what_makes_vectors() == {"engine": "vllm", "revision": None, "dtype": "auto", "max_tokens": None}
-    assert quantised.what_makes_vectors() == {**plain.what_makes_vectors(), "quantization": "fp8"}
+    assert plain.what_makes_vectors(None) == {"engine": "vllm", "revision": None, "dtype": "auto", "max_tokens": None}
+    assert quantised.what_makes_vectors(None) == {**plain.what_makes_vectors(None), "quantization": "fp8"}

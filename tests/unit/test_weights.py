@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedfleet.errors import ConfigurationError, ModelDoesNotFit
-from embedfleet.models import DEFAULT_MODEL, PROFILES, ModelProfile, profile_of
+from embedfleet.models import DEFAULT_MODEL, ModelProfile, profile_of
+from embedfleet.profiles import PROFILES
 from embedfleet_worker.weights import Step, bytes_per_token, check_fits, digest, locate
 from tests.tiny_qwen3 import build
 

@@ -20,7 +20,7 @@ os.environ.setdefault("PROMETHEUS_DISABLE_CREATED_SERIES", "true")  # a second s
 from embedfleet.broker import Broker, connect
 from embedfleet.contract import TASK_ANSWER, TASK_COMPLETE, TASK_DELIVER, TASK_EMBED
 from embedfleet.errors import ConfigurationError, EmbedfleetError, Retryable, StoreUnavailable
-from embedfleet.models import ModelProfile, profile_of
+from embedfleet.models import ModelProfile
 from embedfleet.settings import FleetSettings, load
 from embedfleet.store import open_store
 from embedfleet_worker import logs, probes
@@ -80,7 +80,7 @@ def _leave(notice: str) -> None:
 
 def _pipeline(settings: FleetSettings, health: Health, metrics: Metrics) -> Pipeline:
     """The engine, ready to embed, with what is around it; the process ends when the engine dies."""
-    profile = profile_of(settings.model)
+    profile = settings.profile()
     cache = _cache(settings, profile, metrics)
     health.doing = "loading the model"
     engine = load_engine(profile, settings)

@@ -7,7 +7,6 @@ from importlib.util import find_spec
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 from embedfleet.errors import EmbedfleetError
-from embedfleet.models import profile_of
 from embedfleet.settings import FleetSettings, load
 from embedfleet_worker import weights
 
@@ -22,7 +21,7 @@ def look(settings: FleetSettings) -> dict[str, object]:
     from embedfleet_worker.engine import vllm
 
     try:
-        profile = profile_of(settings.model)
+        profile = settings.profile()
         device = vllm.device_name()
         dtype = vllm.choose_dtype(settings.dtype, profile, device)
         vllm.check_quantization(settings.quantization)

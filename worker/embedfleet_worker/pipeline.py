@@ -177,7 +177,7 @@ class Pipeline:
     def _provenance(self, settings: EmbedSettings) -> dict[str, Any]:
         return {
             **asdict(self.engine.identity),
-            "template": self._profile.template(settings.input_type),
+            "template": self._profile.template(settings.input_type, settings.prompt_name),
             "input_type": settings.input_type,
             "instruction": settings.instruction,
             "dimensions": settings.dimensions,

@@ -54,9 +54,18 @@ class Tasks:
         folder = JobFolder(open_store(check_allowed(batch.to, self.allowed_stores)), batch.job)
         with self.turns.turn(f"{batch.to}/{batch.job}/{batch.batch}"):
             if not folder.has_part(batch.batch):
-                queue = self.broker.queue(self.model, "bulk")
-                self._commit(folder, batch, counts_of_batch(self.broker, queue, folder, batch.batch, times))
+                spec, queue = folder.spec(), self.broker.queue(self.model, "bulk")
+                if self.broker.queue_of(spec) != queue:
+                    self._move_on(batch, self.broker.queue_of(spec), spec.settings)
+                    return
+                self._commit(folder, batch, spec, counts_of_batch(self.broker, queue, folder, batch.batch, times))
             self._hand_over(folder, batch.batch)
+
+    def _move_on(self, message: Batch | Request, queue: str, settings: EmbedSettings) -> None:
+        """What another model's workers do goes to their queue, which is where they look for it: it moves once."""
+        self.broker.publish(message, queue)
+        alone = "; no worker is running there" if self.broker.workers(queue) == [] else ""
+        log.warning("not this worker's: moved on to %s, for %s%s", queue, settings.model, alone)
 
     def _answer(self, message: object) -> None:
         request = Request.parse(message, "message")
@@ -64,6 +73,10 @@ class Tasks:
             self._counted(request).clear()
             telemetry.ended(telemetry.EXPIRED)
             return  # nobody waits any more
+        queue = self.broker.queue(request.settings.model or self.model, "interactive")
+        if queue != self.broker.queue(self.model, "interactive") and self.broker.workers(queue):
+            self._move_on(request, queue, request.settings)
+            return
         outcomes = self._request_outcomes(request)
         with self.metrics.stage("write"):
             self.broker.reply(request.reply_to, write_part(outcomes, request.settings.encoding, "embed", 0))
@@ -74,7 +87,7 @@ class Tasks:
         ids = [str(row) for row in range(len(request.texts))]
         try:
             self._check_model(request.settings)
-            settings = models.resolve(request.settings, self.model)
+            settings = self._resolved(request.settings)
         except Permanent as exc:
             return failed(ids, request.settings, ("dead_letter", str(exc)))
         counts = self._counted(request)
@@ -102,10 +115,9 @@ class Tasks:
                 raise
         return failed(given.ids, settings, ("expired", "it took longer than its caller waits"))
 
-    def _commit(self, folder: JobFolder, batch: Batch, counts: Counts) -> None:
+    def _commit(self, folder: JobFolder, batch: Batch, spec: JobSpec, counts: Counts) -> None:
         """Admit, prepare, embed, commit."""
         begun = time.monotonic()
-        spec = folder.spec()
         self._check_model(spec.settings)
         self._check_spec(spec)
         hopeless: Permanent | None = None
@@ -148,10 +160,14 @@ class Tasks:
         if spec.expires_at is not None and self.broker.clock() > spec.expires_at:
             return failed(given.ids, settings, ("expired", "the job expired before this text was embedded"))
         try:
-            resolved = models.resolve(settings, self.model)
+            resolved = self._resolved(settings)
         except Permanent as exc:
             return failed(given.ids, settings, ("dead_letter", str(exc)))
         return self._outcomes(given, resolved, Priority.BULK, self.deadline_s, alone=alone)
+
+    def _resolved(self, settings: EmbedSettings) -> EmbedSettings:
+        """Checked once more: the producer may know the model by other files."""
+        return models.resolve(settings, self.model, self.broker.settings.models, self.pipeline.identity.revision)
 
     def _check_model(self, settings: EmbedSettings) -> None:
         if settings.model != self.model:

@@ -8,8 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from embedfleet import modelfolder
 from embedfleet.errors import ConfigurationError, ModelDoesNotFit
 from embedfleet.models import DEFAULT_MODEL, ModelProfile
+from embedfleet.profiles import PROFILES
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _GIB = 1024**3
@@ -65,6 +67,16 @@ def digest(folder: Path) -> str:
         with file.open("rb") as stream:
             total.update(f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()
+
+
+def check_pooling(profile: ModelProfile, folder: Path) -> None:
+    """Raise ConfigurationError for files that pool otherwise than a known model does: they are another model's."""
+    said = modelfolder.pooling_in(folder, profile.name) if profile.name in PROFILES else None
+    if said is not None and said != profile.pooling:
+        raise ConfigurationError(
+            f"model {profile.name}: the files in {folder} say {said} pooling, and the model's is {profile.pooling}. "
+            "They are damaged or another model's: fetch them anew, or give the folder itself as EMBEDFLEET_MODEL."
+        )
 
 
 def check_fits(

@@ -23,7 +23,7 @@ from vllm.inputs import TokensPrompt
 from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
 
 from embedfleet.errors import ConfigurationError
-from embedfleet.models import ModelProfile
+from embedfleet.models import ModelProfile, check_dtype
 from embedfleet.settings import FleetSettings
 from embedfleet_worker import weights
 from embedfleet_worker.engine.base import Embedded, Identity, Priority, Tokens
@@ -44,6 +44,7 @@ class VllmEngine:
         device = device_name()
         dtype = choose_dtype(settings.dtype, profile, device)
         check_quantization(settings.quantization)
+        weights.check_pooling(profile, folder)
         self.dimensions = profile.dimensions
         self.max_tokens = min(profile.max_tokens, settings.max_tokens or profile.max_tokens)
         cache_bytes = weights.check_fits(
@@ -54,8 +55,6 @@ class VllmEngine:
         self._started: Future[tuple[Loop, _Vllm]] = Future()
         arguments = _engine_arguments(folder, profile, device, dtype, self.max_tokens, cache_bytes)
         arguments.quantization = settings.quantization
-        if not (folder / "1_Pooling" / "config.json").is_file():  # else its files have the word, and are compared
-            arguments.pooler_config = PoolerConfig(seq_pooling_type=profile.pooling.upper())
         # The thread that steps also loads: vLLM binds the OpenMP threads of the thread it is created in.
         threading.Thread(target=self._run, args=(arguments,), name="engine", daemon=True).start()
         self._loop, engine = self._started.result()
@@ -70,7 +69,6 @@ class VllmEngine:
             quantization=engine.quantization,
             pooling=profile.pooling,
         )
-        _check_pooling(engine.pooling, profile)
         log.info("vllm %s ready: %s in %s on %s", vllm.__version__, profile.name, dtype, device)
 
     def tokenise(self, prompts: Sequence[str], *, truncate: bool) -> list[Tokens]:
@@ -113,11 +111,8 @@ class _Vllm:
     def __init__(self, arguments: EngineArgs) -> None:
         self._engine = LLMEngine.from_engine_args(arguments)
         self._params = PoolingParams(task="embed")
-        config = self._engine.model_config
-        self.quantization: str | None = config.quantization
+        self.quantization: str | None = self._engine.model_config.quantization
         """What vLLM does with the weights: what it was told, or what the model's files say."""
-        self.pooling: str = config.pooler_config.seq_pooling_type
-        """LAST, CLS or MEAN: what the model's files say."""
 
     def add(self, request: str, ids: list[int], priority: Priority) -> None:
         """Raises vLLM's validation errors, which are ValueErrors."""
@@ -145,10 +140,7 @@ def choose_dtype(wanted: str, profile: ModelProfile, device: str) -> str:
     """
     if wanted == "auto":
         return "bfloat16" if has_bfloat16(device) else "float32"
-    if wanted not in profile.dtypes:
-        raise ConfigurationError(
-            f"dtype {wanted}: {profile.name} is not sound in it (it overflows). Take {' or '.join(profile.dtypes)}."
-        )
+    check_dtype(wanted, profile)
     if wanted == "bfloat16" and device == "cuda" and not has_bfloat16(device):
         raise ConfigurationError("dtype bfloat16: this card has none. Take float32.")
     return wanted
@@ -160,15 +152,6 @@ def check_quantization(wanted: str | None) -> None:
         raise ConfigurationError(
             f"quantization {wanted!r}: vLLM {vllm.__version__} has no such method. It has "
             f"{', '.join(QUANTIZATION_METHODS)}; leave it out for the weights as they are."
-        )
-
-
-def _check_pooling(pooling: str, profile: ModelProfile) -> None:
-    """What the provenance says has to be what is done, also for a model without golden vectors."""
-    if pooling.lower() != profile.pooling:
-        raise ConfigurationError(
-            f"model {profile.name}: its files have vLLM pool with {pooling.lower()}, and the model's pooling is "
-            f"{profile.pooling}. Its 1_Pooling/config.json is missing or not the model's: fetch the files anew."
         )
 
 
@@ -214,6 +197,8 @@ def _engine_arguments(
     return EngineArgs(
         model=str(folder),
         runner="pooling",
+        # The profile's, which may be declared: without modules.json vLLM would take the architecture's default.
+        pooler_config=PoolerConfig(seq_pooling_type=profile.pooling.upper()),
         dtype=dtype,
         max_model_len=max_tokens,
         # A text goes through an encoder in one piece, so a step holds the longest one.
