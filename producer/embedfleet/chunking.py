@@ -56,8 +56,8 @@ def check_chunking(chunking: Chunking, limit: int, prompt_tokens: int, model: st
         )
     if chunking.overlap > room // 2:
         raise SettingsError(
-            f"chunking.overlap={chunking.overlap}: a chunk has room for {room} tokens of text and repeats at most half "
-            f"of that. Take {room // 2} or less."
+            f"chunking.overlap={chunking.overlap}: a chunk has room for {room} tokens of text at most, and repeats no "
+            f"more than half of that. Take {room // 2} or less."
         )
 
 

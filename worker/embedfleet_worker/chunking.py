@@ -72,7 +72,7 @@ class Chunker:
         room = self._max_tokens - self.prompt_tokens
         if tokens_in > MAX_TOKENS_IN:
             return "too_long", f"{tokens_in} tokens, and of a text of more than {MAX_TOKENS_IN} no chunks are made"
-        if tokens_in > MAX_CHUNKS * room:
+        if tokens_in - self.prompt_tokens > MAX_CHUNKS * room:
             return self._too_many()
         pieces: list[Piece] = []
         try:

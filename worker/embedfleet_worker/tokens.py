@@ -11,7 +11,7 @@ from tokenizers import Encoding, Tokenizer
 from embedfleet.errors import ConfigurationError, EngineFailed
 from embedfleet_worker.engine.base import Tokens
 
-_PIECE = 65_536  # code points
+_PIECE = 16_384  # code points
 _PANIC = "PanicException"  # of a Rust extension; no Exception, and there is nothing to import it from
 
 
