@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedfleet import openjobs
 from embedfleet.broker import Broker, connect
+from embedfleet.chunking import check_round_trip
 from embedfleet.contract import JOB_ID, Batching, EmbedSettings, JobSpec, Request
 from embedfleet.destinations import Target, parse_callback
 from embedfleet.errors import BrokerUnavailable, ConfigurationError, NotFound, StoreUnavailable
@@ -161,6 +162,7 @@ class Fleet:
     ) -> tuple[Any, PartInfo]:
         """The part that a worker makes for :meth:`embed`. Given up within 2 s once its caller sets ``abandoned``."""
         resolved = self.settings.resolve(settings or EmbedSettings())
+        check_round_trip(resolved)
         check_embed(texts)
         key = self.broker.reply_key()
         expires_at = self.broker.clock() + timeout_s

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from embedfleet.chunking import resolved_chunking
 from embedfleet.contract import EmbedSettings, InputType
 from embedfleet.errors import ConfigurationError, SettingsError, UnknownModel
 
@@ -147,13 +148,14 @@ def resolve(
     """
     model = named(settings.model or default_model)
     profile = profile_of(model, declared, revision)
-    return settings.model_copy(
+    resolved = settings.model_copy(
         update={
             "model": model,
             "dimensions": _dimensions(settings, profile),
             "instruction": _instruction(settings, profile),
         }
     )
+    return resolved.model_copy(update={"chunking": resolved_chunking(resolved, profile)})
 
 
 def check_dtype(dtype: str, profile: ModelProfile) -> None:

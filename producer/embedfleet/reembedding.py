@@ -71,7 +71,7 @@ def _merged(before: EmbedSettings, given: EmbedSettings) -> EmbedSettings:
     if not update.keys().isdisjoint({"input_type", "instruction", "prompt_name"}):
         dropped |= {"instruction", "prompt_name"}
     if update.get("on_overflow", "chunk") != "chunk":
-        dropped |= EmbedSettings.model_fields.keys() & {"chunking"}
+        dropped |= {"chunking"}
     return before.model_copy(update={**dict.fromkeys(dropped), **update})
 
 

@@ -34,6 +34,21 @@ def test_a_job_is_verified_and_a_vector_that_was_changed_is_found(tmp_path: Path
     assert found["cosine_min"] < 0.5 < 0.99999 < found["cosine_median"]
 
 
+def test_chunks_are_verified_one_by_one_and_cut_anew(tmp_path: Path) -> None:
+    """The synthetic engine's limit is that of the model it stands for: 256 tokens."""
+    long = " ".join(f"word{n}" for n in range(900))
+    write_jsonl(tmp_path / "in.jsonl", [*numbered(5), {"id": "long", "text": long}])
+    made = summary(run("embed", "in.jsonl", "--to", "out", "--on-overflow", "chunk", "--json", cwd=tmp_path))
+    job = f"out/{made['job']}"
+    rows = [json.loads(line) for line in run("results", job, cwd=tmp_path).stdout.splitlines()]
+    assert len(rows) > 10
+
+    well = json.loads(run("verify", job, "--json", cwd=tmp_path).stdout)
+    assert (well["texts"], well["vectors"], well["below"]) == (6, len(rows), 0)
+    again = run("reembed", job, "--on-overflow", "truncate", "--json", cwd=tmp_path)
+    assert (summary(again)["texts"], summary(again)["truncated"]) == (6, 1), again.stderr
+
+
 def test_the_inputs_again_with_other_settings(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "in.jsonl", [*numbered(700), {"id": "empty", "text": ""}])
     made = summary(run("embed", "in.jsonl", "--to", "out", "--json", cwd=tmp_path))
