@@ -1,16 +1,28 @@
 """`embedfleet verify` and `embedfleet reembed`, as a user runs them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from embedfleet import Fleet
 from embedfleet.local import LocalFleet
-from tests.integration.command import numbered, run, summary, write_jsonl
+from tests.integration.command import numbered, run, start, summary, write_jsonl
+
+
+@pytest.fixture(scope="module")
+def worker(start_redis: Callable[[], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, object]]:
+    """The settings of a fleet with one synthetic worker, and its store."""
+    folder = tmp_path_factory.mktemp("proving")
+    settings = {"broker_url": start_redis(), "store": folder / "out", "allowed_stores": f"{folder}/out,{folder}/half"}
+    running = start("worker", cwd=folder, **settings)
+    yield settings
+    running.terminate()
+    running.communicate(timeout=30)
 
 
 def test_a_job_is_verified_and_a_vector_that_was_changed_is_found(tmp_path: Path) -> None:
@@ -34,53 +46,52 @@ def test_a_job_is_verified_and_a_vector_that_was_changed_is_found(tmp_path: Path
     assert found["cosine_min"] < 0.5 < 0.99999 < found["cosine_median"]
 
 
-def test_chunks_are_verified_one_by_one_and_cut_anew(tmp_path: Path) -> None:
+def test_chunks_are_verified_one_by_one_and_cut_anew(worker: dict[str, object], tmp_path: Path) -> None:
     """The synthetic engine's limit is that of the model it stands for: 256 tokens."""
     long = " ".join(f"word{n}" for n in range(900))
     write_jsonl(tmp_path / "in.jsonl", [*numbered(5), {"id": "long", "text": long}])
-    made = summary(run("embed", "in.jsonl", "--to", "out", "--on-overflow", "chunk", "--json", cwd=tmp_path))
-    job = f"out/{made['job']}"
-    rows = [json.loads(line) for line in run("results", job, cwd=tmp_path).stdout.splitlines()]
+    job = summary(run("embed", "in.jsonl", "--on-overflow", "chunk", "--json", cwd=tmp_path, **worker))["job"]
+    rows = run("results", job, cwd=tmp_path, **worker).stdout.splitlines()
     assert len(rows) > 10
 
-    well = json.loads(run("verify", job, "--json", cwd=tmp_path).stdout)
+    well = json.loads(run("verify", job, "--json", cwd=tmp_path, **worker).stdout)
     assert (well["texts"], well["vectors"], well["below"]) == (6, len(rows), 0)
-    again = run("reembed", job, "--on-overflow", "truncate", "--json", cwd=tmp_path)
+    again = run("reembed", job, "--on-overflow", "truncate", "--json", cwd=tmp_path, **worker)
     assert (summary(again)["texts"], summary(again)["truncated"]) == (6, 1), again.stderr
 
 
-def test_the_inputs_again_with_other_settings(tmp_path: Path) -> None:
+def test_the_inputs_again_with_other_settings(worker: dict[str, object], tmp_path: Path) -> None:
     write_jsonl(tmp_path / "in.jsonl", [*numbered(700), {"id": "empty", "text": ""}])
-    made = summary(run("embed", "in.jsonl", "--to", "out", "--json", cwd=tmp_path))
-    job = f"out/{made['job']}"
+    job = summary(run("embed", "in.jsonl", "--json", cwd=tmp_path, **worker))["job"]
 
-    same = run("reembed", job, cwd=tmp_path)
+    same = run("reembed", job, cwd=tmp_path, **worker)
     assert same.returncode == 2
     assert "it would be the same job again" in same.stderr
 
-    again = run("reembed", job, "--encoding", "float16", "--to", "half", "--json", cwd=tmp_path)
+    half = str(Path(str(worker["store"])).parent / "half")
+    again = run("reembed", job, "--encoding", "float16", "--to", half, "--json", cwd=tmp_path, **worker)
     assert again.returncode == 1, "the empty text has its error again"
     new = summary(again)
     assert (new["texts"], new["errors"]) == (701, 1)
     outcomes = [
         [(row["id"], row["error"], row.get("n")) for row in map(json.loads, results.splitlines())]
-        for results in (run("results", uri, cwd=tmp_path).stdout for uri in (job, f"half/{new['job']}"))
+        for results in (run("results", uri, cwd=tmp_path, **worker).stdout for uri in (job, f"{half}/{new['job']}"))
     ]
     assert outcomes[0] == outcomes[1]
-    [part] = sorted((tmp_path / "half" / new["job"] / "parts").glob("*0.parquet"))
+    part = Path(half, new["job"], "parts", "00000000.parquet")
     assert pq.read_schema(part).field("embedding").type.value_type == pa.float16()
-    resumed = run("reembed", job, "--encoding", "float16", "--to", "half", "--json", cwd=tmp_path)
+    resumed = run("reembed", job, "--encoding", "float16", "--to", half, "--json", cwd=tmp_path, **worker)
     assert summary(resumed)["job"] == new["job"]
 
 
-def test_what_can_not_be_verified_is_said(tmp_path: Path) -> None:
+def test_what_can_not_be_verified_is_said(worker: dict[str, object], tmp_path: Path) -> None:
     write_jsonl(tmp_path / "in.jsonl", [{"id": "empty", "text": ""}])
-    made = summary(run("embed", "in.jsonl", "--to", "out", "--json", cwd=tmp_path))
-    nothing = run("verify", f"out/{made['job']}", cwd=tmp_path)
+    job = summary(run("embed", "in.jsonl", "--json", cwd=tmp_path, **worker))["job"]
+    nothing = run("verify", job, cwd=tmp_path, **worker)
     assert nothing.returncode == 2
     assert "no text of it has a vector" in nothing.stderr
     for command in ("verify", "reembed"):
-        unknown = run(command, "out/j-nothere", cwd=tmp_path)
+        unknown = run(command, "j-nothere", cwd=tmp_path, **worker)
         assert unknown.returncode == 2
         assert "j-nothere" in unknown.stderr
 

@@ -90,6 +90,13 @@ def test_a_vector_of_another_norm_does_not_agree(fleet: InMemoryFleet) -> None:
     assert (found["id"], found["reason"]) == ("3", "the vector that was written has not norm 1")
 
 
+def test_a_sample_is_embedded_with_the_jobs_settings_and_past_the_cache(fleet: InMemoryFleet) -> None:
+    """What is in the cache may be what is to be verified."""
+    job = fleet.submit(["a text"], settings=EmbedSettings(encoding="float16", on_overflow="truncate"))
+    [each] = sample(job, 10)
+    assert each.settings == job.spec.settings.model_copy(update={"cache": "off"})
+
+
 def test_float16_agrees_as_float32_does(fleet: InMemoryFleet) -> None:
     job = fleet.submit([f"text {n}" for n in range(50)], settings=EmbedSettings(encoding="float16"))
     found = verified(fleet, job)
