@@ -158,10 +158,11 @@ def _confirm(folder: JobFolder, batch: int, destination: str) -> None:
 
 
 def _provenance(settings: EmbedSettings, profile: ModelProfile) -> dict[str, Any]:
-    """With the fields that a worker's has."""
+    """What a worker with the synthetic engine says."""
     return {
         "engine": "synthetic",
         "engine_version": embedfleet.__version__,
+        "model": profile.name,
         "revision": None,
         "weights": "synthetic",
         "dtype": "float32",
@@ -169,7 +170,7 @@ def _provenance(settings: EmbedSettings, profile: ModelProfile) -> dict[str, Any
         "pooling": "none",
         "template": profile.template(settings.input_type, settings.prompt_name),
         "max_tokens": profile.max_tokens,
-        **settings.model_dump(),
+        **settings.model_dump(include={"input_type", "instruction", "dimensions", "encoding", "on_overflow"}),
     }
 
 
