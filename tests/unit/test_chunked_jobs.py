@@ -180,9 +180,11 @@ def test_a_webhook_is_told_of_texts_not_of_rows(fleet: Fleet) -> None:
 def test_the_fleet_in_memory_cuts_texts_too(tmp_path: Path) -> None:
     with InMemoryFleet(store=str(tmp_path)) as memory:
         overlapping = Chunking(max_tokens=32, overlap=8)
-        job = memory.submit(RECORDS, settings=EmbedSettings(on_overflow="chunk", chunking=overlapping))
+        given = [*RECORDS, {"id": "f", "text": None, "title": "of f"}]
+        job = memory.submit(given, settings=EmbedSettings(on_overflow="chunk", chunking=overlapping))
         rows = list(job.rows())
-        assert job.wait().totals.texts == 5
+        assert job.wait().totals.texts == 6
+        assert {row["id"]: row["error"] for row in rows if row["error"]} == {"c": "empty", "f": "not_a_string"}
         chunks = [row for row in rows if row["id"] == "b"]
         assert [row["chunk"] for row in chunks] == list(range(len(chunks)))
         assert len(chunks) > 3

@@ -1,6 +1,8 @@
 """Chunks in the pipeline: rows and means, each text its own; tokens in and used; the cache of a task; deadlines."""
 
+import itertools
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -287,6 +289,20 @@ def test_many_chunks_go_to_the_engine_in_portions_that_each_have_the_time_of_a_b
     assert [len(call) for call in engine.asked] == [2, 3, 1]
     assert errors(outcomes) == [None] * 6
     assert longest_s(600) > pipeline._PORTIONS * 600, "a message that is held for longer means that its task hangs"
+
+
+def test_only_what_is_shared_out_has_more_time_than_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "_PORTION_TOKENS", 1)
+    clock = itertools.count(0.0, 40.0)
+    monkeypatch.setattr(pipeline, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    tokens = [Tokens("a", [1], 1)] * 8
+
+    def ends(*, share: bool) -> list[float]:
+        return [end for _, end in pipeline._portions(tokens, 0.0, 60.0, share=share)]
+
+    assert ends(share=True) == [60, 60, 100, 140, 180, 220, 260, 300]
+    assert ends(share=False) == [60] * 8
+    assert max(end for _, end in pipeline._portions(tokens * 5, 0.0, 10.0, share=True)) == pipeline._PORTIONS * 10
 
 
 def test_what_was_computed_before_the_deadline_is_kept(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
