@@ -103,7 +103,7 @@ def _matched(
 ) -> Iterator[tuple[Record, list[dict[str, Any]]]]:
     """Each record with its rows. Position alone does not tell whose a row is: a text in chunks has several."""
     texts = by_text(rows, [row["chunk"] for row in rows])
-    if [record.id for record in records] != [text[0]["id"] for text in texts]:
+    if [[record.id] for record in records] != [list(dict.fromkeys(row["id"] for row in text)) for text in texts]:
         raise ContractError(f"{folder.part_path(number)}: its ids are not those of its input. Embed the texts anew.")
     return zip(records, texts, strict=True)
 

@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from embedfleet.batching import estimated_tokens
 from embedfleet.contract import Document, Encoding, ErrorCode, Inline, Totals
-from embedfleet.errors import ContractError
+from embedfleet.parquet import footer_of, from_bytes, metadata_of, to_bytes
 from embedfleet.records import Record, Unusable, check_text
 
 if TYPE_CHECKING:
     import numpy as np
 
-_METADATA_KEY = b"embedfleet"
 _LATER = ("chunk_start", "chunk_end", "tokens_in")  # columns that parts of the first workers do not have
-_FOOTER_GUESS_BYTES = 16 * 1024  # parts have about 6 KB, so that one request does
 
 Row = TypeVar("Row")
 
@@ -100,7 +98,7 @@ def by_text(rows: Sequence[Row], chunks: Sequence[int]) -> list[list[Row]]:
     """The rows of a part, those of one text together: they stand in a row, and its first one is chunk 0."""
     texts: list[list[Row]] = []
     for row, chunk in zip(rows, chunks, strict=True):
-        if chunk:
+        if chunk and texts:
             texts[-1].append(row)
         else:
             texts.append([row])
@@ -132,7 +130,7 @@ def write_input(records: Sequence[Record], tokens: int) -> bytes:
     }
     info = InputInfo(sha256=fingerprint(records), tokens=tokens, rejected=rejected)
     table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
-    return _to_bytes(table, info, dictionary=False)
+    return to_bytes(table, info, dictionary=False)
 
 
 def inline_of(records: Sequence[Record]) -> Inline:
@@ -149,13 +147,13 @@ def inline_of(records: Sequence[Record]) -> Inline:
 
 def read_input(data: bytes, where: str) -> Input:
     """An input file's ids and texts. Raises ContractError naming ``where``."""
-    table, info = _from_bytes(data, where, ["id", "text"])
+    table, info = from_bytes(data, where, ["id", "text"])
     return Input(table["id"].to_pylist(), table["text"].to_pylist(), InputInfo.loads(info, where))
 
 
 def read_records(data: bytes, where: str) -> list[Record]:
     """An input file as the records it was made of; rejected texts come back as None."""
-    table, _ = _from_bytes(data, where)
+    table, _ = from_bytes(data, where)
     rows = table.to_pylist()
     return [Record(row.pop("id"), row.pop("text"), row) for row in rows]
 
@@ -164,7 +162,7 @@ def write_part(outcomes: Outcomes, encoding: Encoding, job: str, batch: int) -> 
     """A part: one row a text or chunk, a vector or an error. Bytes are deterministic but for times."""
     import pyarrow as pa
 
-    info = PartInfo(
+    described = PartInfo(
         job=job,
         batch=batch,
         totals=outcomes.totals(),
@@ -191,7 +189,7 @@ def write_part(outcomes: Outcomes, encoding: Encoding, job: str, batch: int) -> 
         for column, kind in zip(columns, schema, strict=True)
     ]
     table = pa.Table.from_arrays(arrays, schema=schema)
-    return _to_bytes(table, info, dictionary=["error", "error_message"])
+    return to_bytes(table, described, dictionary=["error", "error_message"])
 
 
 def part_schema(dimensions: int, encoding: Encoding) -> Any:
@@ -228,7 +226,7 @@ def read_part(data: bytes, where: str) -> tuple[Any, PartInfo]:
     """A part as a pyarrow Table with its metadata. Raises ContractError naming ``where``."""
     import pyarrow as pa
 
-    table, info = _from_bytes(data, where)
+    table, info = from_bytes(data, where)
     for name in _LATER:
         if name not in table.column_names:
             table = table.append_column(name, pa.nulls(table.num_rows, pa.int32()))
@@ -237,13 +235,13 @@ def read_part(data: bytes, where: str) -> tuple[Any, PartInfo]:
 
 def read_part_info(tail: Callable[[int], bytes], where: str) -> PartInfo:
     """A part's metadata from its end; ``tail(n)`` gives the file's last n bytes."""
-    return PartInfo.loads(_info(_footer(tail, where).metadata, where), where)
+    return PartInfo.loads(metadata_of(footer_of(tail, where).metadata, where), where)
 
 
 def read_input_info(tail: Callable[[int], bytes], where: str) -> tuple[InputInfo, int]:
     """An input file's metadata and number of texts, from its end."""
-    footer = _footer(tail, where)
-    return InputInfo.loads(_info(footer.metadata, where), where), footer.num_rows
+    footer = footer_of(tail, where)
+    return InputInfo.loads(metadata_of(footer.metadata, where), where), footer.num_rows
 
 
 def vectors_of(table: Any) -> "np.ndarray[Any, Any]":
@@ -279,47 +277,3 @@ def _embeddings(outcomes: Outcomes, encoding: Encoding) -> Any:
     return pa.FixedSizeListArray.from_arrays(
         values, type=pa.list_(values.type, vectors.shape[1]), mask=pa.array(missing)
     )
-
-
-def _to_bytes(table: Any, info: Document, dictionary: bool | list[str]) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = table.replace_schema_metadata({_METADATA_KEY: info.dumps()})
-    sink = pa.BufferOutputStream()
-    # No BYTE_STREAM_SPLIT: DuckDB can't read it for float16.
-    pq.write_table(table, sink, compression="zstd", use_dictionary=dictionary, write_statistics=False)
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
-
-
-def _from_bytes(data: bytes, where: str, columns: list[str] | None = None) -> tuple[Any, bytes]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(pa.BufferReader(data), columns=columns)
-    except (pa.ArrowException, OSError) as exc:
-        raise ContractError(f"{where}: not a Parquet file of embedfleet ({str(exc).splitlines()[0]}).") from None
-    return table, _info(table.schema.metadata, where)
-
-
-def _footer(tail: Callable[[int], bytes], where: str) -> Any:
-    """The Parquet footer. The last 8 bytes are its length and a magic number, so two reads always do."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    data = tail(_FOOTER_GUESS_BYTES)
-    needed = int.from_bytes(data[-8:-4], "little") + 8
-    if needed > len(data):
-        data = tail(needed)
-    try:
-        return pq.read_metadata(pa.BufferReader(data))
-    except (pa.ArrowException, OSError) as exc:
-        raise ContractError(f"{where}: not a Parquet file of embedfleet ({str(exc).splitlines()[0]}).") from None
-
-
-def _info(metadata: dict[bytes, bytes] | None, where: str) -> bytes:
-    if not metadata or _METADATA_KEY not in metadata:
-        raise ContractError(f"{where}: it has no embedfleet metadata; something else wrote it.")
-    return metadata[_METADATA_KEY]

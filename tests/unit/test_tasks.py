@@ -18,7 +18,7 @@ from tenacity import wait_none
 
 from embedfleet import models, policies
 from embedfleet.broker import Broker, connect
-from embedfleet.contract import Batch, Batching, EmbedSettings, JobSpec, Request
+from embedfleet.contract import Batch, Batching, Chunking, EmbedSettings, JobSpec, Request
 from embedfleet.errors import BrokerUnavailable, EngineUnavailable, StoreUnavailable
 from embedfleet.folder import Folder
 from embedfleet.jobfolder import JobFolder
@@ -125,6 +125,25 @@ def test_a_part_says_which_job_and_batch_it_is_and_what_made_it(worker: Worker) 
     assert (info.job, info.batch, info.totals.texts, info.totals.errors) == (JOB, 0, 4, 1)
     assert info.provenance["model"] == "a model"
     assert info.provenance["dimensions"] == 384
+
+
+def test_a_batch_in_chunks_becomes_a_part_with_a_row_for_each(worker: Worker) -> None:
+    chunked = resolve(EmbedSettings(on_overflow="chunk"), DEFAULT_MODEL)
+    worker.tasks.embed(worker.submit(chunked, ["a", "word " * 20, "", "b"]))
+    assert [(row["id"], row["chunk"], row["error"]) for row in worker.part()] == [
+        ("id-0", 0, None), ("id-1", 0, None), ("id-1", 1, None), ("id-2", 0, "empty"), ("id-3", 0, None),
+    ]  # fmt: skip
+    assert worker.part()[4]["embedding"] == worker.engine.vector("b").tolist()
+    assert worker.folder.part_info(0).totals.texts == 4
+
+
+def test_chunks_that_only_the_engine_knows_to_be_too_long_are_each_texts_error(worker: Worker) -> None:
+    """Its limit may be lower than the profile's."""
+    chunked = EmbedSettings(on_overflow="chunk", chunking=Chunking(max_tokens=100))
+    worker.tasks.embed(worker.submit(resolve(chunked, DEFAULT_MODEL)))
+    assert worker.errors() == ["dead_letter"] * 4
+    assert "chunking.max_tokens=100: the limit of " in worker.part()[0]["error_message"]
+    assert worker.dead_letters() == [], "there is a part: the job is told"
 
 
 def test_a_part_that_is_there_means_that_nothing_is_left_to_do(worker: Worker) -> None:
@@ -639,7 +658,16 @@ def test_what_expires_is_told_by_the_brokers_clock(worker: Worker, monkeypatch: 
     assert reply(worker) is None
 
 
-@pytest.mark.parametrize("settings", [{"model": "Qwen/Qwen3-Embedding-8B"}, {"dimensions": 17}, {"instruction": "x"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model": "Qwen/Qwen3-Embedding-8B"},
+        {"dimensions": 17},
+        {"instruction": "x"},
+        {"on_overflow": "chunk"},  # a text may have several vectors then
+        {"on_overflow": "chunk", "chunking": Chunking(output="mean", max_tokens=100)},  # the engine's limit is 12
+    ],
+)
 def test_a_request_that_can_not_be_done_is_answered_with_the_reason(
     worker: Worker, settings: dict[str, object]
 ) -> None:
