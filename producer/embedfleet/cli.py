@@ -6,6 +6,7 @@ What becomes of errors is in entry.py.
 import json
 import time
 from dataclasses import asdict
+from typing import get_args
 
 import click
 
@@ -183,7 +184,7 @@ def results(job: str, fleet: FleetSettings) -> None:
 
 @cli.command()
 @click.argument("job")
-@click.option("--on-overflow", type=click.Choice(["error", "truncate"]), default=None, help="Another policy this time.")
+@click.option("--on-overflow", type=click.Choice(get_args(Overflow)), default=None, help="Another policy this time.")
 @quiet_option
 @json_option
 @fleet_options
@@ -196,7 +197,7 @@ def retry(job: str, on_overflow: Overflow | None, quiet: bool, as_json: bool, fl
     with running(fleet, failed.folder.store) as run, resumable(f"Go on with: {command_line()}"):
         child = run.fleet.job(job).retry(on_overflow=on_overflow)
         if child is None:
-            click.echo("nothing to retry: no text failed that could do better (too_long: --on-overflow truncate)")
+            click.echo("nothing to retry: no text failed that could do better (too_long: another --on-overflow)")
             return 1 if failed.errors_left() else 0
         before, begun = child.status().totals.texts, time.monotonic()
         with bar(None, quiet=quiet) as shown:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedfleet import models, openjobs
 from embedfleet.broker import Broker, connect
+from embedfleet.chunking import check_round_trip
 from embedfleet.contract import JOB_ID, Batching, EmbedSettings, JobSpec, Request
 from embedfleet.destinations import Target, parse_callback
 from embedfleet.errors import BrokerUnavailable, ConfigurationError, NotFound, StoreUnavailable
@@ -150,6 +151,7 @@ class Fleet:
     ) -> tuple[Any, PartInfo]:
         """The part that a worker makes for :meth:`embed`. Given up within 2 s once its caller sets ``abandoned``."""
         resolved = models.resolve(settings or EmbedSettings(), self.settings.model)
+        check_round_trip(resolved)
         check_embed(texts)
         key = self.broker.reply_key()
         expires_at = self.broker.clock() + timeout_s

@@ -142,15 +142,16 @@ class Job:
         )
 
     def results(self) -> "pyarrow.dataset.Dataset":
-        """Every outcome so far as a pyarrow Dataset, a row a text, in no particular order.
+        """Every outcome so far as a pyarrow Dataset, a row a text or chunk, in no particular order.
 
-        Columns: id, chunk, embedding (fixed-size list), n_tokens, truncated, cached, error, error_message. The
-        chain of retries is followed in both directions: a later outcome replaces the earlier one of its text.
+        Columns: id, chunk, embedding (fixed-size list), n_tokens, truncated, cached, error, error_message, chunk_start,
+        chunk_end, tokens_in. The chain of retries is followed in both directions: a later outcome replaces the earlier
+        one of its text.
         """
         return outcomes.dataset([job.folder for job in self.chain()])
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Every outcome so far with the columns that were carried along, a dict a text, batch by batch."""
+        """Every outcome so far with the columns that were carried along, a dict a text or chunk, batch by batch."""
         return outcomes.rows([job.folder for job in self.chain()])
 
     def error_counts(self) -> Counter[str]:
@@ -178,8 +179,11 @@ class Job:
         parent = last if status.embedded else earlier[-1]
         settings = last.spec.settings
         if on_overflow is not None:
-            settings = settings.model_copy(update={"on_overflow": on_overflow})
-        failed = outcomes.failed(parent.folder, may_overflow=settings.on_overflow != "error")
+            chunking = settings.chunking if on_overflow == "chunk" else None
+            settings = settings.model_copy(update={"on_overflow": on_overflow, "chunking": chunking})
+        # What is too long for chunks too, as a character of more tokens than one holds, always will be.
+        hopeless = settings.on_overflow == "error" or settings.on_overflow == parent.spec.settings.on_overflow
+        failed = outcomes.failed(parent.folder, may_overflow=not hopeless)
         first = next(failed, None)
         if first is None:
             return None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from embedfleet.chunking import resolved_chunking
 from embedfleet.contract import EmbedSettings, InputType
 from embedfleet.errors import SettingsError, UnknownModel
 
@@ -113,13 +114,14 @@ def resolve(settings: EmbedSettings, default_model: str) -> EmbedSettings:
     """
     model = named(settings.model or default_model)
     profile = profile_of(model)
-    return settings.model_copy(
+    resolved = settings.model_copy(
         update={
             "model": model,
             "dimensions": _dimensions(settings, profile),
             "instruction": _instruction(settings, profile),
         }
     )
+    return resolved.model_copy(update={"chunking": resolved_chunking(resolved, profile)})
 
 
 def _dimensions(settings: EmbedSettings, profile: ModelProfile) -> int:

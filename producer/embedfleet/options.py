@@ -9,7 +9,7 @@ import click
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from embedfleet.contract import EmbedSettings, describe
+from embedfleet.contract import Chunking, EmbedSettings, describe
 from embedfleet.errors import ConfigurationError, SettingsError
 from embedfleet.settings import FleetSettings, load
 from embedfleet.store import Store, canonical_uri, open_store
@@ -74,9 +74,31 @@ def _type(field: FieldInfo) -> Any:
     annotation: Any = field.annotation
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         annotation = next(part for part in typing.get_args(annotation) if part is not type(None))
+    if annotation is Chunking:
+        return _ChunkingType()
     if typing.get_origin(annotation) is Literal:
         return click.Choice(typing.get_args(annotation))
     return {int: int, float: float}.get(annotation, str)
+
+
+class _ChunkingType(click.ParamType[Chunking]):
+    """``max_tokens=256,overlap=32,output=mean``: any of the fields, in any order."""
+
+    name = "settings"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Chunking:
+        """The fields. A usage error names what is wrong."""
+        if isinstance(value, Chunking):
+            return value
+        pairs = [field.strip().partition("=") for field in str(value).split(",")]
+        names = [name.strip() for name, _, _ in pairs]
+        if len(set(names)) < len(names) or not all(equals for _, equals, _ in pairs):
+            self.fail(f"{value!r}: give each field once, as max_tokens=256,overlap=32,output=mean.", param, ctx)
+        try:
+            return Chunking.model_validate_strings({name.strip(): given.strip() for name, _, given in pairs})
+        except ValidationError as exc:
+            known = ", ".join(Chunking.model_fields)
+            self.fail(f"{value!r}: {describe(exc)}. Fields: {known}.", param, ctx)
 
 
 def _named(run: Command, command: Command) -> Command:

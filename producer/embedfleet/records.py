@@ -8,7 +8,10 @@ from typing import Any
 from embedfleet.contract import ErrorCode
 from embedfleet.errors import InputError
 
-RESERVED = frozenset({"id", "text", "chunk", "embedding", "n_tokens", "truncated", "cached", "error", "error_message"})
+RESERVED = frozenset(
+    {"id", "text", "chunk", "embedding", "n_tokens", "truncated", "cached", "error", "error_message"}
+    | {"chunk_start", "chunk_end", "tokens_in"}
+)
 """Column names of the job folder; a carried column of such a name gets an underscore behind it."""
 
 

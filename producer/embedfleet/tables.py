@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from embedfleet.batching import estimated_tokens
 from embedfleet.contract import Document, Encoding, ErrorCode, Inline, Totals
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 _METADATA_KEY = b"embedfleet"
+_LATER = ("chunk_start", "chunk_end", "tokens_in")  # columns that parts of the first workers do not have
 _FOOTER_GUESS_BYTES = 16 * 1024  # parts have about 6 KB, so that one request does
+
+Row = TypeVar("Row")
 
 
 class InputInfo(Document):
@@ -51,34 +54,57 @@ class Input:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of one text: its vector, or an error."""
+    """What became of one text, or of one chunk of it: its vector, or an error."""
 
     id: str
     n_tokens: int | None = None
+    """Tokens given to the model."""
     truncated: bool = False
     cached: bool = False
     error: tuple[ErrorCode, str] | None = None
+    tokens_in: int | None = None
+    """Tokens of the whole text with its prompt and special tokens; None where nobody counted."""
+    chunk: int = 0
+    chunk_start: int | None = None
+    chunk_end: int | None = None
+    """Code points of the text that the chunk is made of; None unless the task chunks."""
 
 
 @dataclass(slots=True)
 class Outcomes:
-    """Every outcome of one batch, in the order of its texts."""
+    """Every outcome of one batch, in the order of its texts: a row a text, or a row for each of its chunks."""
 
     rows: list[Outcome]
     vectors: "np.ndarray[Any, Any]"
-    """(texts, dimensions) float32, unit norm; rows of texts with an error are not looked at."""
+    """(rows, dimensions) float32, unit norm; rows of texts with an error are not looked at."""
     stages_s: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def totals(self) -> Totals:
-        """Counts over the rows."""
+        """Counts over the texts; ``cached`` are those that needed no engine at all."""
+        texts = self.texts()
         return Totals(
-            texts=len(self.rows),
-            errors=sum(row.error is not None for row in self.rows),
-            cached=sum(row.cached for row in self.rows),
-            truncated=sum(row.truncated for row in self.rows),
+            texts=len(texts),
+            errors=sum(rows[0].error is not None for rows in texts),
+            cached=sum(all(row.cached for row in rows) for rows in texts),
+            truncated=sum(rows[0].truncated for rows in texts),
             tokens=sum(row.n_tokens or 0 for row in self.rows if row.error is None),
         )
+
+    def texts(self) -> list[list[Outcome]]:
+        """The rows of each text."""
+        return by_text(self.rows, [row.chunk for row in self.rows])
+
+
+def by_text(rows: Sequence[Row], chunks: Sequence[int]) -> list[list[Row]]:
+    """The rows of a part, those of one text together: they stand in a row, and its first one is chunk 0."""
+    texts: list[list[Row]] = []
+    for row, chunk in zip(rows, chunks, strict=True):
+        if chunk:
+            texts[-1].append(row)
+        else:
+            texts.append([row])
+    return texts
 
 
 def fingerprint(records: Sequence[Record]) -> str:
@@ -135,7 +161,7 @@ def read_records(data: bytes, where: str) -> list[Record]:
 
 
 def write_part(outcomes: Outcomes, encoding: Encoding, job: str, batch: int) -> bytes:
-    """A part: one row a text, a vector or an error. Bytes are deterministic but for times."""
+    """A part: one row a text or chunk, a vector or an error. Bytes are deterministic but for times."""
     import pyarrow as pa
 
     info = PartInfo(
@@ -148,13 +174,16 @@ def write_part(outcomes: Outcomes, encoding: Encoding, job: str, batch: int) -> 
     rows = outcomes.rows
     columns = [
         [row.id for row in rows],
-        [0] * len(rows),
+        [row.chunk for row in rows],
         _embeddings(outcomes, encoding),
         [row.n_tokens for row in rows],
         [row.truncated for row in rows],
         [row.cached for row in rows],
         [row.error and row.error[0] for row in rows],
         [row.error and row.error[1] for row in rows],
+        [row.chunk_start for row in rows],
+        [row.chunk_end for row in rows],
+        [row.tokens_in for row in rows],
     ]
     schema = part_schema(outcomes.vectors.shape[1], encoding)
     arrays = [
@@ -166,7 +195,7 @@ def write_part(outcomes: Outcomes, encoding: Encoding, job: str, batch: int) -> 
 
 
 def part_schema(dimensions: int, encoding: Encoding) -> Any:
-    """The pyarrow schema of a part. ``chunk`` is 0 while a text is one chunk."""
+    """The pyarrow schema of a part. ``chunk`` is 0 where a text is one row."""
     import pyarrow as pa
 
     number = pa.float32() if encoding == "float32" else pa.float16()
@@ -180,13 +209,29 @@ def part_schema(dimensions: int, encoding: Encoding) -> Any:
             "cached": pa.bool_(),
             "error": pa.string(),
             "error_message": pa.string(),
+            **dict.fromkeys(_LATER, pa.int32()),
         }
     )
 
 
+def complete(schema: Any) -> Any:
+    """A part's schema with the columns that parts of older workers lack; there they are null."""
+    import pyarrow as pa
+
+    for name in _LATER:
+        if name not in schema.names:
+            schema = schema.append(pa.field(name, pa.int32()))
+    return schema
+
+
 def read_part(data: bytes, where: str) -> tuple[Any, PartInfo]:
     """A part as a pyarrow Table with its metadata. Raises ContractError naming ``where``."""
+    import pyarrow as pa
+
     table, info = _from_bytes(data, where)
+    for name in _LATER:
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(table.num_rows, pa.int32()))
     return table, PartInfo.loads(info, where)
 
 

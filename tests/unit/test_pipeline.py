@@ -199,7 +199,7 @@ def test_what_the_engine_refuses_is_that_texts_error(engine: FakeEngine) -> None
 
 def test_too_long_says_how_long_and_what_would_help(engine: FakeEngine) -> None:
     outcomes = run(engine, [LONG])
-    assert message(outcomes, 0) == "21 tokens and the limit is 12; on_overflow=truncate would cut it"
+    assert message(outcomes, 0) == "21 tokens and the limit is 12; on_overflow=truncate would cut it, chunk split it"
 
 
 def test_truncate_cuts_and_says_so(engine: FakeEngine) -> None:

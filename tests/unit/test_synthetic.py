@@ -59,7 +59,7 @@ def test_a_text_over_the_limit_is_too_long_or_cut() -> None:
     made = engine(max_tokens=16)
     (long,) = made.tokenise(["x" * 400], truncate=False)
     assert long.too_long == 102
-    assert made.tokenise(["x" * 400], truncate=True) == [Tokens("x" * 400, [], 16, truncated=True)]
+    assert made.tokenise(["x" * 400], truncate=True) == [Tokens("x" * 400, [], 16, truncated=True, tokens_in=102)]
     made.close()
 
 

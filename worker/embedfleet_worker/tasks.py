@@ -7,8 +7,9 @@ from functools import partial
 
 from embedfleet import models, policies
 from embedfleet.broker import Broker
+from embedfleet.chunking import check_round_trip
 from embedfleet.contract import Batch, EmbedSettings, JobSpec, Request
-from embedfleet.errors import ContractError, DeadlineExceeded, NotFound, Permanent, Retryable
+from embedfleet.errors import ContractError, DeadlineExceeded, NotFound, Permanent, Retryable, SettingsError
 from embedfleet.jobfolder import JobFolder, delivery
 from embedfleet.redis import RedisBroker
 from embedfleet.settings import DEADLINE_S
@@ -75,6 +76,7 @@ class Tasks:
         try:
             self._check_model(request.settings)
             settings = models.resolve(request.settings, self.model)
+            check_round_trip(settings)
         except Permanent as exc:
             return failed(ids, request.settings, ("dead_letter", str(exc)))
         counts = self._counted(request)
@@ -183,6 +185,8 @@ class Tasks:
             )
         except (Retryable, MemoryError):  # the engine's
             raise
+        except SettingsError as exc:  # what only a tokenizer can tell
+            return failed(given.ids, settings, ("dead_letter", str(exc)))
         except Exception as exc:
             log_defect("batch", exc)
             problem: Problem = ("internal_error", f"its batch failed in the worker ({type(exc).__name__}); see its log")

@@ -7,6 +7,7 @@ ours, so that they mean the same on every server. How it is asked is in openai_s
 import logging
 import threading
 import time
+from array import array
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -104,9 +105,13 @@ class OpenaiEngine:
         self._pools = {priority: ThreadPoolExecutor(count, "engine") for priority, count in _REQUESTS.items()}
         log.info("server %s ready: %s, model %s", self._server.url, self.identity.engine_version, self._served.model)
 
-    def tokenise(self, prompts: Sequence[str], *, truncate: bool) -> list[Tokens]:
+    def tokenise(self, prompts: Sequence[str], *, truncate: bool, max_tokens: int | None = None) -> list[Tokens]:
         """Counted by the model's own tokenizer; what is cut is cut between characters."""
-        return self._tokeniser.encode(prompts, truncate=truncate)
+        return self._tokeniser.encode(prompts, truncate=truncate, max_tokens=max_tokens)
+
+    def starts(self, text: str) -> "array[int]":
+        """Where the tokens of the model's own tokenizer begin."""
+        return self._tokeniser.starts(text)
 
     def embed(self, prompts: Sequence[Tokens], priority: Priority) -> "Future[Embedded]":
         """Requests of bounded size, several in flight. Fails with EngineUnreachable too."""

@@ -1,5 +1,6 @@
 """Prompts as texts that a server's tokenizer neither cuts nor refuses. Not what their tokens are (tokens.py)."""
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,11 +24,15 @@ class TextTokeniser:
         self._offsets.no_padding()
         self._offsets.no_truncation()
 
-    def encode(self, prompts: Sequence[str], *, truncate: bool) -> list[Tokens]:
+    def starts(self, text: str) -> "array[int]":
+        """As the other's."""
+        return self._tokens.starts(text)
+
+    def encode(self, prompts: Sequence[str], *, truncate: bool, max_tokens: int | None = None) -> list[Tokens]:
         """As the other's, with the text of those that were cut. Raises EngineFailed when the tokenizer panics."""
         return [
             self._cut(tokens) if tokens.truncated else tokens
-            for tokens in self._tokens.encode(prompts, truncate=truncate)
+            for tokens in self._tokens.encode(prompts, truncate=truncate, max_tokens=max_tokens)
         ]
 
     def _cut(self, tokens: Tokens) -> Tokens:

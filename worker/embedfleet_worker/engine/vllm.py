@@ -7,6 +7,7 @@ the CPU time per text. The thread (loop.py) does nothing but feed and step; what
 import logging
 import os
 import threading
+from array import array
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -66,9 +67,13 @@ class VllmEngine:
         self.dead = self._loop.dead
         log.info("vllm %s ready: %s in %s on %s", vllm.__version__, profile.name, dtype, device)
 
-    def tokenise(self, prompts: Sequence[str], *, truncate: bool) -> list[Tokens]:
+    def tokenise(self, prompts: Sequence[str], *, truncate: bool, max_tokens: int | None = None) -> list[Tokens]:
         """Token ids by the model's own tokenizer, end token kept."""
-        return self._tokeniser.encode(prompts, truncate=truncate)
+        return self._tokeniser.encode(prompts, truncate=truncate, max_tokens=max_tokens)
+
+    def starts(self, text: str) -> "array[int]":
+        """Where the tokens of the model's own tokenizer begin."""
+        return self._tokeniser.starts(text)
 
     def embed(self, prompts: Sequence[Tokens], priority: Priority) -> "Future[Embedded]":
         """Queue the prompts for the engine thread."""
