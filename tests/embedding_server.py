@@ -3,10 +3,11 @@
 import base64
 import hashlib
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeAlias
 
@@ -46,6 +47,7 @@ class EmbeddingServer(ThreadingHTTPServer):
         """The texts of each request for vectors."""
         self.requests: list[Document] = []
         self.headers: list[dict[str, str]] = []
+        self.open: list[socket.socket] = []
         self.stopped = threading.Event()
 
     @property
@@ -63,6 +65,18 @@ class EmbeddingServer(ThreadingHTTPServer):
             {"object": "embedding", "index": index, "embedding": _encoded(self.vector(text), as_base64)}
             for index, text in enumerate(texts)
         ]
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Remember the connection."""
+        self.open.append(request)
+        super().process_request(request, client_address)
+
+    def server_close(self) -> None:
+        """Be gone, also for those who are connected."""
+        super().server_close()
+        for connection in self.open:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Clients that go away are what the tests are about."""
