@@ -8,7 +8,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.waiting import wait_until
@@ -24,8 +24,19 @@ def vllm_server(model: Path, folder: Path, name: str, *options: str) -> Iterator
     environment = {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "VLLM_LOGGING_LEVEL": "WARNING"}
     port = free_port()
     small = ["--kv-cache-memory-bytes", str(64 * 1024**2), "--max-num-seqs", "64", "--max-num-batched-tokens", "2048"]
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model), "--served-model-name", name]
-    command += ["--runner", "pooling", "--dtype", "float32", "--enforce-eager", "--host", "127.0.0.1"]
+    # The command `vllm` looks for a package of its own name, and the build for CPUs has another; this is what it runs.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+    command += [
+        "--served-model-name",
+        name,
+        "--runner",
+        "pooling",
+        "--dtype",
+        "float32",
+        "--enforce-eager",
+        "--host",
+        "127.0.0.1",
+    ]
     with serving([*command, "--port", str(port), *small, *options], port, "/v1/models", folder, **environment):
         yield f"http://127.0.0.1:{port}/v1"
 
@@ -60,7 +71,8 @@ def serving(command: list[str], port: int, path: str, folder: Path, **environmen
         wait_until(lambda: _answers(process, log, f"http://127.0.0.1:{port}{path}"), "the server", _START_S)
         yield
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 

@@ -23,6 +23,7 @@ from embedfleet_worker.engine.openai_answers import Answer
 from embedfleet_worker.engine.openai_server import Busy, Refused, Server, Unfit
 from embedfleet_worker.engine.openai_start import look
 from embedfleet_worker.engine.openai_texts import TextTokeniser
+from embedfleet_worker.engine.openai_work import Work
 
 log = logging.getLogger(__name__)
 
@@ -33,45 +34,8 @@ _TOKENS = 16_384  # a request: enough for a step of any engine
 _SOUND_S = 5.0  # for so long the answer to the probe counts for others too
 _PROBE = "a probe"
 _PROBE_TOLERANCE = 0.01  # as of the loop: bfloat16 rounds to 0.004, another model gives another vector
-
-
-class _Work:
-    """One request for vectors, being filled by several threads."""
-
-    def __init__(self, prompts: Sequence[Tokens], dimensions: int, pieces: int) -> None:
-        self.prompts = prompts
-        self.vectors = np.zeros((len(prompts), dimensions), np.float32)
-        self.errors: dict[int, str] = {}
-        self.future: Future[Embedded] = Future()
-        self.abandoned = threading.Event()
-        """Set when nobody waits for it any more."""
-        self._pieces = pieces
-        self._begun = False
-        self._lock = threading.Lock()
-        if not pieces:
-            self.future.set_result(Embedded(self.vectors))
-
-    def begin(self) -> bool:
-        """Its time counts from now on; False when nobody waits any more."""
-        with self._lock:
-            if not self._begun and not self.abandoned.is_set():
-                self.future.set_running_or_notify_cancel()
-                self._begun = True
-        return not self.abandoned.is_set()
-
-    def piece_done(self) -> None:
-        """The vectors are handed over with the last piece, unless the work has failed."""
-        with self._lock:
-            self._pieces -= 1
-            if not self._pieces and not self.abandoned.is_set():
-                self.future.set_result(Embedded(self.vectors, self.errors))
-
-    def fail(self, reason: Exception) -> None:
-        """Only the first to say so counts; the other pieces are given up."""
-        with self._lock:
-            if not self.future.done():
-                self.abandoned.set()
-                self.future.set_exception(reason)
+_TRIES = 3  # then it is looked at whether the server fails at these texts alone
+_UNSOUND = (EngineUnreachable, Refused, Unfit)
 
 
 class OpenaiEngine:
@@ -89,10 +53,10 @@ class OpenaiEngine:
         self._tokeniser = TextTokeniser(folder, self.max_tokens)
         self.dead = threading.Event()
         self._texts = _TEXTS
-        self._unfinished: dict[Future[Embedded], _Work] = {}
+        self._unfinished: dict[Future[Embedded], Work] = {}
         self._closing = threading.Event()
         self._looking = threading.Lock()
-        self._looked: tuple[float, Exception | None] = (-_SOUND_S, None)
+        self._looked: tuple[float, str | None] = (-_SOUND_S, None)
         # A server that hangs is found, by the probe, before a batch has used up its time.
         self._server = Server(settings.openai_url, settings.openai_api_key, settings.deadline_s / 4)
         (self._probe,) = self.tokenise([_PROBE], truncate=True)
@@ -116,7 +80,7 @@ class OpenaiEngine:
     def embed(self, prompts: Sequence[Tokens], priority: Priority) -> "Future[Embedded]":
         """Requests of bounded size, several in flight. Fails with EngineUnreachable too."""
         pieces = list(self._pieces(prompts))
-        work = _Work(prompts, self.dimensions, len(pieces))
+        work = Work(prompts, self.dimensions, len(pieces))
         self._unfinished[work.future] = work
         work.future.add_done_callback(lambda future: self._unfinished.pop(future, None))
         try:
@@ -154,13 +118,15 @@ class OpenaiEngine:
         if piece:
             yield piece
 
-    def _do(self, work: _Work, rows: list[int]) -> None:
+    def _do(self, work: Work, rows: list[int]) -> None:
         """One piece, in a thread of the pool; whatever goes wrong is the work's failure."""
         if not work.begin():
             return
         try:
             self._fill(work, rows)
             work.piece_done()
+        except EngineFailed as exc:
+            work.fail(exc)
         except EngineUnreachable as exc:
             if not work.abandoned.is_set():  # else it is why there was no answer
                 work.fail(self._blame(exc))
@@ -171,7 +137,7 @@ class OpenaiEngine:
             log.error("engine: a request failed", extra={"error": name, "frames": logs.frames(exc.__traceback__)})
             work.fail(EngineFailed(f"engine: it failed ({name})"))
 
-    def _fill(self, work: _Work, rows: list[int]) -> bool:
+    def _fill(self, work: Work, rows: list[int]) -> bool:
         """Vectors of the rows; whether nothing was refused. What is, is halved, down to the texts that are alone."""
         try:
             answer = self._asked([work.prompts[row] for row in rows], work.abandoned)
@@ -190,14 +156,26 @@ class OpenaiEngine:
         return True
 
     def _asked(self, prompts: Sequence[Tokens], abandoned: threading.Event) -> Answer:
-        """In bounded tries. Raises Refused too for a server that used fewer tokens than the texts have."""
-        served = self._served
-        texts = [item.prompt if item.text is None else item.text for item in prompts]
+        """In bounded tries; raises EngineFailed after three, if it is these texts at which the server fails."""
+        failures = 0
 
         def ask() -> Answer:
-            return self._server.embed(texts, served.model, self.dimensions, served.format, abandoned)
+            nonlocal failures
+            try:
+                return self._ask(prompts, abandoned)
+            except EngineUnreachable as exc:
+                failures += 1
+                if failures == _TRIES and not isinstance(exc, Busy) and self._is_sound():
+                    raise _at_these(exc) from None
+                raise
 
-        answer = policies.ENGINE.copy(sleep=abandoned.wait)(ask)
+        return policies.ENGINE.copy(sleep=abandoned.wait)(ask)
+
+    def _ask(self, prompts: Sequence[Tokens], abandoned: threading.Event) -> Answer:
+        """Once. Raises Refused too for a server that used fewer tokens than the texts have."""
+        served = self._served
+        texts = [item.prompt if item.text is None else item.text for item in prompts]
+        answer = self._server.embed(texts, served.model, self.dimensions, served.format, abandoned)
         tokens = sum(item.count for item in prompts)
         if served.counts_alike and answer.tokens is not None and answer.tokens < tokens:
             raise Refused(f"it used {answer.tokens} of {tokens} tokens: its limit is below EMBEDFLEET_MAX_TOKENS")
@@ -205,29 +183,43 @@ class OpenaiEngine:
 
     def _blame(self, failure: EngineUnreachable) -> EngineFailed | EngineUnreachable:
         """A server that still gives the probe's vector failed at these texts; else it is down for all of them."""
+        if isinstance(failure, Busy):
+            return failure
         try:
-            if isinstance(failure, Busy):
-                return failure
             self._check_sound()
-        except (EngineUnreachable, Unfit) as exc:
-            return EngineUnreachable(str(exc))
-        return EngineFailed(f"{failure}, and at a short text it does not")
+        except EngineUnreachable as exc:
+            return exc
+        return _at_these(failure)
 
     def _check_sound(self) -> None:
-        """Raises EngineUnreachable unless the server gives the probe's vector, which is asked for once in a while."""
+        """Raises EngineUnreachable for a server that does not give the probe's vector, in bounded tries.
+
+        What was found counts for the others too, for a while.
+        """
         with self._looking:
             looked, failure = self._looked
             if time.monotonic() - looked > _SOUND_S:
-                failure = self._probe_failure()
+                try:
+                    policies.ENGINE.copy(sleep=self._closing.wait)(self._probe_once)
+                    failure = None
+                except _UNSOUND as exc:
+                    failure = str(exc)
                 self._looked = time.monotonic(), failure
         if failure is not None:
-            raise EngineUnreachable(str(failure))
+            raise EngineUnreachable(failure)
 
-    def _probe_failure(self) -> Exception | None:
+    def _is_sound(self) -> bool:
         try:
-            answer = self._asked([self._probe], self._closing)
-        except (Refused, EngineUnreachable, Unfit) as exc:
-            return exc
+            self._probe_once()
+        except _UNSOUND:
+            return False
+        return True
+
+    def _probe_once(self) -> None:
+        answer = self._ask([self._probe], self._closing)
         if answer.errors or not np.linalg.norm(answer.vectors[0] - self._served.probe) <= _PROBE_TOLERANCE:
-            return EngineUnreachable(f"server {self._server.url}: it gives the probe another vector than at the start")
-        return None
+            raise EngineUnreachable(f"server {self._server.url}: it gives the probe another vector than at the start")
+
+
+def _at_these(failure: EngineUnreachable) -> EngineFailed:
+    return EngineFailed(f"{failure}, and at a short text it does not")
