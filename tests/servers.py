@@ -26,18 +26,9 @@ def vllm_server(model: Path, folder: Path, name: str, *options: str) -> Iterator
     small = ["--kv-cache-memory-bytes", str(64 * 1024**2), "--max-num-seqs", "64", "--max-num-batched-tokens", "2048"]
     # The command `vllm` looks for a package of its own name, and the build for CPUs has another; this is what it runs.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
-    command += [
-        "--served-model-name",
-        name,
-        "--runner",
-        "pooling",
-        "--dtype",
-        "float32",
-        "--enforce-eager",
-        "--host",
-        "127.0.0.1",
-    ]
-    with serving([*command, "--port", str(port), *small, *options], port, "/v1/models", folder, **environment):
+    command += ["--served-model-name", name, "--runner", "pooling", "--dtype", "float32", "--enforce-eager"]
+    command += ["--host", "127.0.0.1", "--port", str(port), *small, *options]
+    with serving(command, port, "/v1/models", folder, **environment):
         yield f"http://127.0.0.1:{port}/v1"
 
 
