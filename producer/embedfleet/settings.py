@@ -35,6 +35,7 @@ _MIN_KEY = 16  # characters: what is shorter can be guessed from one signed mess
 Lane = Literal["interactive", "bulk", "deliver"]
 DEADLINE_S: float = 600  # a batch of 65,536 tokens takes a CPU minutes and a GPU seconds
 LANES: tuple[Lane, ...] = ("interactive", "bulk", "deliver")
+_API_URL = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?(/[a-z0-9._~%+,=:@-]*)*", re.A | re.I)
 # What Kubernetes sets in every container for a service whose name begins with embedfleet.
 _KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP)(_\w+)?)$")
 
@@ -64,7 +65,16 @@ class FleetSettings(BaseSettings):
     models: Annotated[dict[str, DeclaredModel], NoDecode, BeforeValidator(declared_models)] = Field(
         default={}, description='Models without a profile, declared: [models."org/name"] in embedfleet.toml, or JSON.'
     )
-    engine: Literal["vllm", "synthetic"] = Field(default="vllm", description="What computes the vectors.")
+    engine: Literal["vllm", "openai", "synthetic"] = Field(
+        default="vllm", description="What computes the vectors; openai: an OpenAI-compatible server."
+    )
+    openai_url: str | None = Field(
+        default=None, description="API of the server of the engine openai, such as http://host:8000/v1."
+    )
+    openai_api_key: SecretStr | None = Field(default=None, description="Key that the server wants, if it wants one.")
+    openai_model: str | None = Field(
+        default=None, description="Name by which the server knows the model; default: the model's."
+    )
     dtype: Literal["auto", "bfloat16", "float32", "float16"] = Field(
         default="auto",
         description="Number format of the engine; auto: bfloat16 where the hardware has it, else float32.",
@@ -72,7 +82,7 @@ class FleetSettings(BaseSettings):
     quantization: str | None = Field(
         default=None,
         pattern=r"^[a-z0-9_-]{1,40}$",
-        description="How vLLM quantises the weights, by its name for that, such as fp8; default: as its files say.",
+        description="How vLLM, or the server, quantises the weights, by its name for that; default: as they are.",
     )
     max_tokens: int | None = Field(
         default=None, ge=8, description="Token limit of a text, below the model's own; saves memory."
@@ -124,6 +134,13 @@ class FleetSettings(BaseSettings):
     @classmethod
     def _name(cls, value: str) -> str:
         return named(value)
+
+    @field_validator("openai_url")
+    @classmethod
+    def _url(cls, value: str | None) -> str | None:
+        if value is not None and not _API_URL.fullmatch(value):
+            raise ValueError("it is no http(s)://host:port/path in ASCII, without user, password and query")
+        return value.rstrip("/") if value else value
 
     @field_validator("signing_key")
     @classmethod

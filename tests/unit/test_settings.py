@@ -51,6 +51,7 @@ def test_an_argument_that_is_none_was_not_given(monkeypatch: pytest.MonkeyPatch)
 def test_every_setting_can_come_from_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     values = {"engine": "synthetic", "dtype": "float32", "queues": "bulk", "signing_key": "7" * 16}
     values["models"] = '{"org/ours": {"dimensions": 768, "max_tokens": 512, "pooling": "cls"}}'
+    values["openai_url"] = "http://77"
     value = values.get(name, "77")
     monkeypatch.setenv(f"EMBEDFLEET_{name.upper()}", value)
     default = FleetSettings.model_fields[name].get_default()

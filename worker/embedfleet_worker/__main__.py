@@ -1,4 +1,5 @@
-"""Settings → engine → serving. Exit codes: 0 stopped, 2 configuration, 70 the engine died, 75 the broker is not there.
+"""Settings → engine → serving. Exit codes: 0 stopped, 2 configuration, 70 the engine died, 75 the broker or the
+server that embeds is not there.
 
 A supervisor starts a fresh process after 70 and 75; after 2 somebody has to change a setting first.
 """
@@ -23,7 +24,7 @@ from embedfleet.errors import ConfigurationError, EmbedfleetError, Retryable, St
 from embedfleet.models import ModelProfile
 from embedfleet.settings import FleetSettings, load
 from embedfleet.store import open_store
-from embedfleet_worker import logs, probes
+from embedfleet_worker import logs, probes, weights
 from embedfleet_worker.app import Work
 from embedfleet_worker.cache import VectorCache
 from embedfleet_worker.deliveries import Deliveries
@@ -106,9 +107,14 @@ def _check_stores(settings: FleetSettings) -> None:
 
 
 def load_engine(profile: ModelProfile, settings: FleetSettings) -> Engine:
-    """The engine of the settings, ready to embed. vLLM is imported only when it is wanted."""
+    """The engine of the settings, ready to embed. What an engine needs is imported only when it is wanted."""
     if settings.engine == "synthetic":
         return SyntheticEngine(profile, settings)
+    if settings.engine == "openai":
+        weights.check_tokenizers()
+        from embedfleet_worker.engine.openai import OpenaiEngine
+
+        return OpenaiEngine(profile, settings)
     from embedfleet_worker.engine.vllm import VllmEngine
 
     return VllmEngine(profile, settings)

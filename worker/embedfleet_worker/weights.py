@@ -37,7 +37,7 @@ class Step:
 def locate(model: str, revision: str | None, *, weights: bool = True) -> Path:
     """The folder with a model's files: a folder, the one the ``cpu`` extra brings, or a hub snapshot.
 
-    Without ``weights`` only a hub model's config.json is fetched. Raises ConfigurationError.
+    Without ``weights`` only a hub model's config.json and tokenizer are fetched. Raises ConfigurationError.
     """
     if Path(model).is_dir():
         return Path(model)
@@ -49,7 +49,7 @@ def locate(model: str, revision: str | None, *, weights: bool = True) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        wanted = None if weights else ["config.json"]
+        wanted = None if weights else ["config.json", "tokenizer.json"]
         found = snapshot_download(model, revision=revision, allow_patterns=wanted, ignore_patterns=_OTHER_RUNTIMES)
         return Path(found)
     except (HfHubHTTPError, OSError, ValueError) as exc:
@@ -58,6 +58,13 @@ def locate(model: str, revision: str | None, *, weights: bool = True) -> Path:
             f"model {model!r}: its files can't be had from the hub ({reason}). Give a folder with EMBEDFLEET_MODEL, "
             "or let this machine reach the hub once."
         ) from None
+
+
+def check_tokenizers() -> None:
+    """Raise ConfigurationError where the libraries are missing that a model's tokenizer takes."""
+    missing = [name for name in ("tokenizers", "huggingface_hub") if find_spec(name) is None]
+    if missing:
+        raise ConfigurationError(f'engine openai: it needs {" and ".join(missing)}: pip install "embedfleet[openai]".')
 
 
 def digest(folder: Path) -> str:

@@ -30,6 +30,8 @@ class Tokens:
     truncated: bool = False
     too_long: int | None = None
     """Tokens the whole prompt has, if that is over the limit and truncating was not allowed."""
+    text: str | None = None
+    """What is sent of the prompt to an engine that takes text, if it was cut."""
     tokens_in: int = 0
     """Tokens the whole prompt has; unless it is said, as many as were given to the model."""
 
@@ -87,7 +89,8 @@ class Engine(Protocol):
         """Vectors in the order of the prompts. The future is running from when the engine begins with them.
 
         Fails with EngineUnavailable when the engine is dead, hung or closed: the process is of no use any more; with
-        EngineFailed when a step failed that these prompts were in, and the engine goes on.
+        EngineFailed when a step failed that these prompts were in, and the engine goes on; with EngineUnreachable when
+        the engine is a server that is not there, which no prompt is to blame for.
         """
 
     def abort(self, future: "Future[Embedded]") -> None:
