@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from safetensors.numpy import load_file, save_file
 from embedfleet import EmbedSettings, Fleet
 from embedfleet.local import LocalFleet
 from embedfleet.models import DEFAULT_MODEL, profile_of
-from tests.integration.command import environment
+from tests.embedding_server import embedding_server
+from tests.integration.command import environment, run
 from tests.tiny_qwen3 import quantise
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +34,22 @@ def test_the_golden_vectors_are_the_references(minilm: Path, capsys: pytest.Capt
     ]
     for each, golden in zip(printed, profile.golden, strict=True):
         np.testing.assert_allclose(golden.head, each["head"], atol=1e-5)
+
+
+def test_a_worker_whose_server_swaps_vectors_refuses_to_serve(tiny_qwen3: Path, redis_url: str, tmp_path: Path) -> None:
+    """Each is a sound vector, and no index is wrong: only the texts alone tell."""
+
+    def swapped(handler: Any, texts: list[str]) -> bool:
+        if len(texts) > 1:
+            handler.answer(200, {"object": "list", "data": handler.server.rows(texts[::-1]), "model": "m"})
+        return len(texts) > 1
+
+    with embedding_server(128) as server:
+        server.fault = swapped
+        settings = {"broker_url": redis_url, "store": tmp_path / "store", "model": tiny_qwen3, "engine": "openai"}
+        worker = run("worker", cwd=tmp_path, **settings, openai_url=server.url, openai_model="m")
+    assert worker.returncode == 2, worker.stderr
+    assert "Probe: one word has another vector in a batch of 5 than alone: cosine" in worker.stderr
 
 
 def change_weights(folder: Path) -> None:
