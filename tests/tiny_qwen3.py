@@ -5,11 +5,12 @@ tokenizer's template appends and which is not ``tokenizer.eos_token`` (``<|im_en
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 HIDDEN = 128
@@ -41,6 +42,37 @@ def build(folder: Path, *, seed: int = 0) -> Path:
         path = folder / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def quantise(source: Path, folder: Path) -> Path:
+    """The model with its linear layers in 8 bits, as a checkpoint in the form of compressed-tensors (W8A8)."""
+    shutil.copytree(source, folder)
+    weights: dict[str, NDArray[np.generic]] = {}
+    for name, matrix in load_file(source / "model.safetensors").items():
+        if not name.endswith("proj.weight"):
+            weights[name] = matrix
+            continue
+        scale = np.abs(matrix).max(axis=1, keepdims=True) / np.float32(127)
+        weights[name] = np.round(matrix / scale).astype(np.int8)
+        weights[f"{name}_scale"] = scale
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    integers = {"num_bits": 8, "type": "int", "symmetric": True}
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "quantization_status": "compressed",
+        "ignore": [],
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": {**integers, "strategy": "channel", "dynamic": False},
+                "input_activations": {**integers, "strategy": "token", "dynamic": True},
+            }
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return folder
 
 

@@ -3,7 +3,7 @@
 from embedfleet import errors
 from embedfleet.asynchronous import AsyncFleet, AsyncJob
 from embedfleet.client import Fleet
-from embedfleet.contract import EmbedSettings
+from embedfleet.contract import Chunking, EmbedSettings
 from embedfleet.destinations import Pgvector, Webhook
 from embedfleet.errors import EmbedfleetError
 from embedfleet.job import Job
@@ -12,6 +12,7 @@ from embedfleet.jobstatus import JobStatus
 __all__ = [
     "AsyncFleet",
     "AsyncJob",
+    "Chunking",
     "EmbedSettings",
     "EmbedfleetError",
     "Fleet",

@@ -17,7 +17,7 @@ from embedfleet.destinations import Target
 from embedfleet.errors import WaitTimeout
 from embedfleet.fewtexts import embeddings
 from embedfleet.job import Job
-from embedfleet.jobstatus import JobStatus
+from embedfleet.jobstatus import JobStatus, unfinished
 
 if TYPE_CHECKING:
     import numpy as np
@@ -188,7 +188,7 @@ class AsyncJob:
         except TimeoutError:
             pass
         if status is None or not status.finished:
-            raise WaitTimeout(self.job.unfinished(status, timeout_s))
+            raise WaitTimeout(unfinished(self.job.id, status, timeout_s))
         return status
 
     async def rows(self) -> AsyncIterator[dict[str, Any]]:
@@ -213,6 +213,27 @@ class AsyncJob:
         """As :meth:`Job.retry`."""
         child = await self._threads.run(self.job.retry, on_overflow=on_overflow)
         return AsyncJob(child, self._threads) if child is not None else None
+
+    async def reembed(
+        self,
+        *,
+        settings: EmbedSettings | None = None,
+        to: str | None = None,
+        key: str | None = None,
+        deliver_to: Sequence[Target] = (),
+        expires_in_s: float | None = None,
+        callback: str | None = None,
+    ) -> "AsyncJob":
+        """As :meth:`Job.reembed`."""
+        given: Any = {
+            "settings": settings,
+            "to": to,
+            "key": key,
+            "deliver_to": deliver_to,
+            "expires_in_s": expires_in_s,
+            "callback": callback,
+        }
+        return AsyncJob(await self._threads.run(self.job.reembed, **given), self._threads)
 
     async def chain(self) -> "list[AsyncJob]":
         """As :meth:`Job.chain`."""

@@ -1,5 +1,6 @@
 """A stream of records cut into batches under token, byte and count budgets, in constant memory. Not their storage."""
 
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -31,6 +32,18 @@ def size_bytes(record: Record) -> int:
 def estimated_tokens(text: object) -> int:
     """Tokens a text will probably have; 0 for what is no string."""
     return _utf8_len(text) // _BYTES_PER_TOKEN + _SPECIAL_TOKENS if isinstance(text, str) else 0
+
+
+def estimated_starts(text: str) -> "array[int]":
+    """Where each of the tokens begins that are estimated, special ones aside, in code points."""
+    if text.isascii():
+        return array("i", range(0, len(text), _BYTES_PER_TOKEN))
+    starts, bytes_before = array("i"), 0
+    for position, character in enumerate(text):
+        if bytes_before >= len(starts) * _BYTES_PER_TOKEN:
+            starts.append(position)
+        bytes_before += _utf8_len(character)
+    return starts
 
 
 def batches(records: Iterable[Record], budget: Batching) -> Iterator[PlannedBatch]:

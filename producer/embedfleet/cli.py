@@ -6,42 +6,36 @@ What becomes of errors is in entry.py.
 import json
 import time
 from dataclasses import asdict
+from typing import get_args
 
 import click
 
 import embedfleet
-from embedfleet import deadletters, operate
-from embedfleet import models as profiles
+from embedfleet import catalogue, deadletters, operate, proving
 from embedfleet.client import Fleet
 from embedfleet.contract import EmbedSettings, Overflow
-from embedfleet.destinations import Target, parse_callback, parse_destination
+from embedfleet.destinations import Target
 from embedfleet.errors import ConfigurationError
 from embedfleet.jobstatus import JobStatus
-from embedfleet.options import embed_options, expires_option, fleet_options, json_option, store_of, store_uri
+from embedfleet.options import (
+    callback_option,
+    deliver_option,
+    embed_options,
+    expires_option,
+    fleet_options,
+    json_option,
+    key_option,
+    quiet_option,
+    store_of,
+    store_uri,
+    to_option,
+)
 from embedfleet.progress import bar, dead, say, say_deliveries
 from embedfleet.running import Source, command_line, exit_code, resumable, running
 from embedfleet.settings import FleetSettings, Lane
 
-to_option = click.option("--to", default=None, help="Folder or URI for the job folder; default: the store.")
 text_field_option = click.option("--text-field", default="text", show_default=True, help="Field of the text.")
 id_field_option = click.option("--id-field", default=None, help="Field of the id; default: id, else the line's number.")
-key_option = click.option("--key", default=None, help="Idempotency key; default: from the inputs and settings.")
-deliver_option = click.option(
-    "--deliver-to",
-    "deliver_to",
-    multiple=True,
-    metavar="DESTINATION",
-    callback=lambda _context, _option, typed: tuple(parse_destination(text) for text in typed),
-    help="Where the vectors go after the store: https://host/path (a webhook) or pgvector:TABLE. May be repeated.",
-)
-callback_option = click.option(
-    "--callback",
-    default=None,
-    metavar="URL",
-    callback=lambda _context, _option, typed: parse_callback(typed).url if typed is not None else None,
-    help="Told by a webhook once the job is finished.",
-)
-quiet_option = click.option("--quiet", is_flag=True, help="No progress bar.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -85,7 +79,7 @@ def embed(
 
     Without a broker everything runs here, for as long as the command does. Stopped, the same command goes on.
     """
-    resolved = profiles.resolve(settings, fleet.model)
+    resolved = fleet.resolve(settings)
     source = Source(inputs, text_field, id_field, key, resolved, fleet, store_uri(fleet, to))
     store = store_of(fleet, to)
     with running(fleet, store) as run, resumable(source.resume_hint()), bar(source.texts, quiet=quiet) as shown:
@@ -133,7 +127,7 @@ def submit(
     """Queue INPUT for the workers at the broker and return."""
     with Fleet(**dict(fleet)) as client:
         client.broker.check()
-        resolved = profiles.resolve(settings, fleet.model)
+        resolved = fleet.resolve(settings)
         source = Source(inputs, text_field, id_field, key, resolved, fleet, store_uri(fleet, to))
         store = store_of(fleet, to)
         with resumable(source.resume_hint()):
@@ -183,7 +177,7 @@ def results(job: str, fleet: FleetSettings) -> None:
 
 @cli.command()
 @click.argument("job")
-@click.option("--on-overflow", type=click.Choice(["error", "truncate"]), default=None, help="Another policy this time.")
+@click.option("--on-overflow", type=click.Choice(get_args(Overflow)), default=None, help="Another policy this time.")
 @quiet_option
 @json_option
 @fleet_options
@@ -196,7 +190,7 @@ def retry(job: str, on_overflow: Overflow | None, quiet: bool, as_json: bool, fl
     with running(fleet, failed.folder.store) as run, resumable(f"Go on with: {command_line()}"):
         child = run.fleet.job(job).retry(on_overflow=on_overflow)
         if child is None:
-            click.echo("nothing to retry: no text failed that could do better (too_long: --on-overflow truncate)")
+            click.echo("nothing to retry: no text failed that could do better (too_long: another --on-overflow)")
             return 1 if failed.errors_left() else 0
         before, begun = child.status().totals.texts, time.monotonic()
         with bar(None, quiet=quiet) as shown:
@@ -259,7 +253,9 @@ for command in (
     operate.up,
     operate.reconcile,
     deadletters.dead,
-    operate.models,
+    proving.verify,
+    proving.reembed,
+    catalogue.models,
     operate.config,
     operate.doctor,
 ):

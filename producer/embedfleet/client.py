@@ -1,15 +1,19 @@
 """Fleet: what application code holds. Verbs only; the work is done in submission.py, broker.py and job.py."""
 
+import logging
 import os
 import re
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from embedfleet import models, openjobs
+from embedfleet import openjobs
 from embedfleet.broker import Broker, connect
+from embedfleet.chunking import check_round_trip
 from embedfleet.contract import JOB_ID, Batching, EmbedSettings, JobSpec, Request
 from embedfleet.destinations import Target, parse_callback
 from embedfleet.errors import BrokerUnavailable, ConfigurationError, NotFound, StoreUnavailable
@@ -27,6 +31,11 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+log = logging.getLogger(__name__)
+
+_ASK_AGAIN_S = 60.0  # an application that enqueues all day asks who is there once a minute
+
+
 class Fleet:
     """A fleet of embedding workers, reached through its broker. Thread-safe; make one per process.
 
@@ -42,6 +51,7 @@ class Fleet:
         self.settings: FleetSettings = load(**settings)
         self._stores: dict[str, Store] = {}
         self._connected: tuple[int, Broker] | None = None
+        self._asked_s: dict[str, float] = {}
         self.while_waiting: Callable[[], object] = lambda: None
         """Called every second while ``submit`` waits because the queue is too deep."""
 
@@ -115,7 +125,9 @@ class Fleet:
         folder, spec = self._begin(settings, to, key, deliver_to, callback, expires_in_s=expires_in_s)
         try:
             # Noted before the message only: an application that enqueues all day shall write one object less a job.
-            with Publisher(self.broker, self.broker.queue_of(spec), None, lambda: self._note(folder)) as publish:
+            queue = self.broker.queue_of(spec)
+            before_first = partial(self._before_first, folder, queue, spec.settings.model)
+            with Publisher(self.broker, queue, None, before_first) as publish:
                 enqueue(folder, spec, records, publish)
         except BrokerUnavailable as exc:
             raise BrokerUnavailable(
@@ -149,12 +161,15 @@ class Fleet:
         self, texts: Sequence[str], settings: EmbedSettings | None, timeout_s: float, abandoned: Event
     ) -> tuple[Any, PartInfo]:
         """The part that a worker makes for :meth:`embed`. Given up within 2 s once its caller sets ``abandoned``."""
-        resolved = models.resolve(settings or EmbedSettings(), self.settings.model)
+        resolved = self.settings.resolve(settings or EmbedSettings())
+        check_round_trip(resolved)
         check_embed(texts)
         key = self.broker.reply_key()
         expires_at = self.broker.clock() + timeout_s
         request = Request(reply_to=key, settings=resolved, texts=list(texts), expires_at=expires_at)
-        self.broker.publish(request, self._queue(resolved, "interactive"))
+        queue = self._queue(resolved, "interactive")
+        self._warn_if_alone(queue, resolved.model)
+        self.broker.publish(request, queue)
         return read_part(self.broker.await_reply(key, timeout_s, abandoned), "the worker's answer")
 
     def job(self, job: str) -> Job:
@@ -176,7 +191,7 @@ class Fleet:
 
         A duplicate is harmless.
         """
-        with self._publisher(job.folder, self.broker.queue_of(job.spec)) as publish:
+        with self._publisher(job.folder, self.broker.queue_of(job.spec), job.spec.settings.model) as publish:
             return publish_missing(job.folder, publish)
 
     def resubmit(self, key: str, records: Iterator[Record], settings: EmbedSettings, parent: Job) -> Job:
@@ -192,7 +207,7 @@ class Fleet:
         self.broker.check(self.broker.deliver_queue)
         self._note(job.folder, "deliver")
         job.folder.add_destination(destination)
-        with self._publisher(job.folder, self.broker.deliver_queue, "deliver") as publish:
+        with self._publisher(job.folder, self.broker.deliver_queue) as publish:
             publish_undelivered(job.folder, destination.name, publish, self.broker.now())
 
     def workers(self, model: str | None = None) -> list[str] | None:
@@ -230,7 +245,7 @@ class Fleet:
             raise ConfigurationError(
                 "callback: no store. Set EMBEDFLEET_STORE: it names the jobs that are looked after."
             )
-        resolved = models.resolve(settings or EmbedSettings(), self.settings.model)
+        resolved = self.settings.resolve(settings or EmbedSettings())
         check_expiry(expires_in_s)
         store = self._writable(to or self._store())
         if self.settings.store is not None:
@@ -267,7 +282,7 @@ class Fleet:
         return found
 
     def _submit(self, folder: JobFolder, spec: JobSpec, records: Iterator[Record]) -> None:
-        with self._publisher(folder, self.broker.queue_of(spec)) as publish:
+        with self._publisher(folder, self.broker.queue_of(spec), spec.settings.model) as publish:
 
             def sent() -> float | None:
                 with suppress(BrokerUnavailable):  # said when the block ends; sealed, the job is looked after
@@ -277,14 +292,28 @@ class Fleet:
 
             submit(folder, spec, records, publish, sent)
 
-    def _publisher(self, folder: JobFolder, queue: str, stage: openjobs.Stage = "embed") -> Publisher:
-        """Notes the job as open: before the first message, and when all are published."""
+    def _publisher(self, folder: JobFolder, queue: str, model: str | None = None) -> Publisher:
+        """Notes the job as open: before the first message, and when all are published. No ``model``: deliveries."""
 
         def after_last() -> None:
             with suppress(StoreUnavailable):  # all is done; what was noted before the first message stands
-                self._note(folder, stage, within_s=0)
+                self._note(folder, "embed" if model else "deliver", within_s=0)
 
-        return Publisher(self.broker, queue, self.while_waiting, lambda: self._note(folder, stage), after_last)
+        before_first = partial(self._before_first, folder, queue, model)
+        return Publisher(self.broker, queue, self.while_waiting, before_first, after_last)
+
+    def _before_first(self, folder: JobFolder, queue: str, model: str | None) -> None:
+        self._note(folder, "embed" if model else "deliver")
+        if model is not None:
+            self._warn_if_alone(queue, model)
+
+    def _warn_if_alone(self, queue: str, model: object) -> None:
+        """Say, at most once a minute, that nobody is there for what is queued; on SQS that can't be known."""
+        if time.monotonic() < self._asked_s.get(queue, -_ASK_AGAIN_S) + _ASK_AGAIN_S:
+            return
+        self._asked_s[queue] = time.monotonic()
+        if self.broker.workers(queue) == []:
+            log.warning("no worker for %s is running; what is queued waits for one", model)
 
     def _queue(self, settings: EmbedSettings, lane: str) -> str:
         return self.broker.queue(settings.model or self.settings.model, lane)

@@ -27,13 +27,14 @@ TASK_COMPLETE = "embedfleet.complete"
 
 InputType = Literal["document", "query"]
 Encoding = Literal["float32", "float16"]
-Overflow = Literal["error", "truncate"]
+Overflow = Literal["error", "truncate", "chunk"]
+CacheUse = Literal["on", "off", "read", "write"]
 
 ErrorCode = Literal[
     "empty",  # "" or blank
     "not_a_string",
     "lone_surrogate",  # half of a UTF-16 pair: no UTF-8 form exists
-    "too_long",  # over the model's token limit with on_overflow="error"
+    "too_long",  # over the token limit with on_overflow="error", or not to be had in chunks either
     "not_finite",  # the engine gave NaN or infinity
     "wrong_length",  # the engine gave a vector of another length
     "not_unit_norm",
@@ -43,6 +44,20 @@ ErrorCode = Literal[
     "cancelled",
     "expired",  # no worker had begun this text's batch when its job expired
 ]
+
+
+class Chunking(BaseModel):
+    """How a text over the limit is cut, with ``on_overflow="chunk"``. What it means in full is in docs/overflow.md."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_tokens: int | None = Field(
+        default=None, ge=1, description="Of a chunk, with its prompt and special tokens; default: the model's limit."
+    )
+    overlap: int = Field(default=0, ge=0, description="Tokens that a chunk repeats of the one before, at most.")
+    output: Literal["chunks", "mean"] = Field(
+        default="chunks", description="A vector a chunk, or one a text: the mean of its chunks, weighted by tokens."
+    )
 
 
 class EmbedSettings(BaseModel):
@@ -62,7 +77,20 @@ class EmbedSettings(BaseModel):
     prompt_name: str | None = Field(default=None, description="An instruction of the model's profile, by name.")
     input_type: InputType = Field(default="document", description="What the texts are: documents, or queries.")
     encoding: Encoding = Field(default="float32", description="Number format of the vectors that are written.")
-    on_overflow: Overflow = Field(default="error", description="A text over the token limit: its error, or truncated.")
+    on_overflow: Overflow = Field(
+        default="error", description="A text over the token limit: its error, truncated, or cut into chunks."
+    )
+    # What is not used is not written: a worker that does not know it goes on with the jobs that don't need it.
+    chunking: Chunking | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="How texts are cut into chunks: max_tokens=256,overlap=32,output=chunks or mean.",
+    )
+    cache: CacheUse = Field(
+        default="on",
+        exclude_if=lambda value: value == "on",
+        description="Of the vector cache: on, off, only read, or only write.",
+    )
 
 
 class Document(BaseModel):

@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from embedfleet.broker import connect
 from embedfleet.errors import EmbedfleetError
 from embedfleet.local import worker_environment
-from embedfleet.models import profile_of
 from embedfleet.settings import FleetSettings
 from embedfleet.store import open_store
 
@@ -85,7 +84,7 @@ def store(settings: FleetSettings) -> Check:
 def model(settings: FleetSettings) -> Check:
     """Whether the model's profile is known."""
     try:
-        profile = profile_of(settings.model)
+        profile = settings.profile()
     except EmbedfleetError as exc:
         return Check("model", False, str(exc), "Choose one of `embedfleet models`.")
     return Check("model", True, f"{profile.name}: {profile.dimensions} dimensions, {profile.max_tokens} tokens")

@@ -7,6 +7,7 @@
     │   ├── CacheUnavailable
     │   ├── EngineUnavailable
     │   ├── EngineFailed          at these texts; the engine goes on
+    │   ├── EngineUnreachable     the server that embeds; no text is at fault
     │   ├── DeadlineExceeded
     │   └── DestinationUnavailable
     ├── Permanent                 the same call will fail again
@@ -57,6 +58,18 @@ class EngineUnavailable(Retryable):
 
 class EngineFailed(Retryable):
     """The engine failed at what it was given, and goes on without it."""
+
+
+class EngineUnreachable(Retryable):
+    """The server that embeds did not answer, or not now: no text is at fault.
+
+    ``retry_after_s``: when it asked for. ``late``: it took all the time there was, so that there is none to try again.
+    """
+
+    def __init__(self, message: str, retry_after_s: float | None = None, *, late: bool = False) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.late = late
 
 
 class DeadlineExceeded(Retryable):

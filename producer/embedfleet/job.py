@@ -5,17 +5,18 @@ import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from embedfleet import outcomes
+from embedfleet import outcomes, reembedding
 from embedfleet.contract import EmbedSettings, JobSpec, Overflow, Sealed
 from embedfleet.delivering import Delivering, DeliveryStatus
 from embedfleet.destinations import Target
 from embedfleet.errors import NotFinished, StoreUnavailable, WaitTimeout
 from embedfleet.jobfolder import JobFolder, job_id_of
-from embedfleet.jobstatus import JobStatus, PartsSeen, State
+from embedfleet.jobstatus import JobStatus, PartsSeen, State, unfinished
 from embedfleet.records import Record
+from embedfleet.settings import FleetSettings
 
 if TYPE_CHECKING:
     import pyarrow.dataset
@@ -25,6 +26,21 @@ _POLL_FIRST_S, _POLL_S = 0.02, 0.5
 
 class Fleet(Protocol):
     """What a job needs of the fleet that handed it out."""
+
+    settings: FleetSettings
+
+    def submit(
+        self,
+        records: Iterable[object],
+        *,
+        settings: EmbedSettings | None = None,
+        to: str | None = None,
+        key: str | None = None,
+        deliver_to: Sequence[Target] = (),
+        expires_in_s: float | None = None,
+        callback: str | None = None,
+    ) -> "Job":
+        """A new job."""
 
     def resubmit(self, key: str, records: Iterator[Record], settings: EmbedSettings, parent: "Job") -> "Job":
         """The child job of a retry."""
@@ -126,31 +142,20 @@ class Job:
             if status.finished:
                 return status
             if end is not None and time.monotonic() > end:
-                raise WaitTimeout(self.unfinished(status, timeout_s))
+                raise WaitTimeout(unfinished(self.id, status, timeout_s))
         raise AssertionError("watch ends with a finished status")
 
-    def unfinished(self, status: JobStatus | None, timeout_s: float | None) -> str:
-        """What to say when the time to wait is over."""
-        if status and status.embedded:
-            left = sum(status.batches_done - each.confirmed - each.dead for each in status.deliveries)
-            done, worker = f"{left} deliveries have not ended", "that delivers"
-        else:
-            done = f"{status.batches_done} of {status.batches or '?'} batches are done" if status else "it is not done"
-            worker = "for its model"
-        return (
-            f"job {self.id}: {done} after {timeout_s:g} s. It goes on; wait again, or see that a worker {worker} runs."
-        )
-
     def results(self) -> "pyarrow.dataset.Dataset":
-        """Every outcome so far as a pyarrow Dataset, a row a text, in no particular order.
+        """Every outcome so far as a pyarrow Dataset, a row a text or chunk, in no particular order.
 
-        Columns: id, chunk, embedding (fixed-size list), n_tokens, truncated, cached, error, error_message. The
-        chain of retries is followed in both directions: a later outcome replaces the earlier one of its text.
+        Columns: id, chunk, embedding (fixed-size list), n_tokens, truncated, cached, error, error_message, chunk_start,
+        chunk_end, tokens_in. The chain of retries is followed in both directions: a later outcome replaces the earlier
+        one of its text.
         """
         return outcomes.dataset([job.folder for job in self.chain()])
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Every outcome so far with the columns that were carried along, a dict a text, batch by batch."""
+        """Every outcome so far with the columns that were carried along, a dict a text or chunk, batch by batch."""
         return outcomes.rows([job.folder for job in self.chain()])
 
     def error_counts(self) -> Counter[str]:
@@ -178,12 +183,45 @@ class Job:
         parent = last if status.embedded else earlier[-1]
         settings = last.spec.settings
         if on_overflow is not None:
-            settings = settings.model_copy(update={"on_overflow": on_overflow})
-        failed = outcomes.failed(parent.folder, may_overflow=settings.on_overflow != "error")
+            chunking = settings.chunking if on_overflow == "chunk" else None
+            settings = settings.model_copy(update={"on_overflow": on_overflow, "chunking": chunking})
+        # What is too long for chunks too, as a character of more tokens than one holds, always will be.
+        hopeless = settings.on_overflow == "error" or settings.on_overflow == parent.spec.settings.on_overflow
+        failed = outcomes.failed(parent.folder, may_overflow=not hopeless)
         first = next(failed, None)
         if first is None:
             return None
         return self._fleet.resubmit(_retry_key(parent.id), itertools.chain([first], failed), settings, parent)
+
+    def reembed(
+        self,
+        *,
+        settings: EmbedSettings | None = None,
+        to: str | None = None,
+        key: str | None = None,
+        deliver_to: Sequence[Target] = (),
+        expires_in_s: float | None = None,
+        callback: str | None = None,
+    ) -> "Job":
+        """Submit the same inputs as a new job: every text, with its id and columns, also those that have an error.
+
+        What ``settings`` does not set stays as it was; of another model dimensions and instruction are that model's.
+        ``to``: default: the job's store. ``key``: default: made from the job and the settings, so that the same call
+        goes on where it stopped. The rest is as with :meth:`Fleet.submit`. The job need not be finished.
+
+        Raises NotFinished while the job is not sealed, JobMismatch for settings and a store that are the same as its
+        own without a key, and what submit raises.
+        """
+        new = reembedding.plan(self, settings, self._fleet.settings, to=to, key=key)
+        return self._fleet.submit(
+            new.records(),
+            settings=new.settings,
+            to=new.to,
+            key=new.key,
+            deliver_to=deliver_to,
+            expires_in_s=expires_in_s,
+            callback=callback,
+        )
 
     def deliver(self, destination: Target) -> None:
         """Send the parts on, without embedding: those that this destination has not confirmed yet, of retries too.

@@ -49,6 +49,18 @@ class PartsSeen:
         """Count a part."""
         self.numbers.add(number)
         self.totals.add(info.totals)
-        self.provenance.setdefault(repr(sorted(info.provenance.items())), info.provenance)
+        if info.provenance:  # of a part without a vector nobody knows what would have made them
+            self.provenance.setdefault(repr(sorted(info.provenance.items())), info.provenance)
         while self.low + 1 in self.numbers:
             self.low += 1
+
+
+def unfinished(job: str, status: JobStatus | None, timeout_s: float | None) -> str:
+    """What to say when the time to wait for a job is over."""
+    if status and status.embedded:
+        left = sum(status.batches_done - each.confirmed - each.dead for each in status.deliveries)
+        done, worker = f"{left} deliveries have not ended", "that delivers"
+    else:
+        done = f"{status.batches_done} of {status.batches or '?'} batches are done" if status else "it is not done"
+        worker = "for its model"
+    return f"job {job}: {done} after {timeout_s:g} s. It goes on; wait again, or see that a worker {worker} runs."

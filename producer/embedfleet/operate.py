@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 import click
 
 from embedfleet import doctor as checks
-from embedfleet import models as profiles
 from embedfleet.client import Fleet
 from embedfleet.errors import ConfigurationError, EmbedfleetError
 from embedfleet.local import LocalFleet, worker_environment
@@ -91,24 +90,6 @@ def _see_to(sweep: Sweep, names: Iterable[str], look_after: Callable[[str], str]
     return failed
 
 
-@click.group(invoke_without_command=True)
-@click.pass_context
-def models(context: click.Context) -> None:
-    """The models whose profiles are known."""
-    if context.invoked_subcommand is None:
-        for profile in profiles.PROFILES.values():
-            lengths = f"{profile.min_dimensions}-{profile.dimensions}" if profile.min_dimensions else profile.dimensions
-            click.echo(f"{profile.name:45} dimensions {lengths!s:9} tokens {profile.max_tokens}")
-
-
-@models.command()
-@click.argument("name")
-def show(name: str) -> None:
-    """What is known of the model NAME, a hub id or a folder."""
-    for field, value in vars(profiles.profile_of(name)).items():
-        click.echo(f"{field}: {json.dumps(value, ensure_ascii=False)}")
-
-
 @click.group()
 def config() -> None:
     """The settings of this fleet."""
@@ -124,7 +105,7 @@ def config_show(as_json: bool, fleet: FleetSettings) -> None:
         click.echo(json.dumps(values))
         return
     for name, value in values.items():
-        shown = ",".join(value) if isinstance(value, tuple) else value
+        shown = ",".join(value) if isinstance(value, tuple) else json.dumps(value) if isinstance(value, dict) else value
         click.echo(f"EMBEDFLEET_{name.upper()}={'' if shown is None else shown}")
 
 

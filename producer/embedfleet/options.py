@@ -9,7 +9,8 @@ import click
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from embedfleet.contract import EmbedSettings, describe
+from embedfleet.contract import Chunking, EmbedSettings, describe
+from embedfleet.destinations import parse_callback, parse_destination
 from embedfleet.errors import ConfigurationError, SettingsError
 from embedfleet.settings import FleetSettings, load
 from embedfleet.store import Store, canonical_uri, open_store
@@ -17,6 +18,24 @@ from embedfleet.submission import check_expiry
 
 Command = Callable[..., Any]
 
+to_option = click.option("--to", default=None, help="Folder or URI for the job folder; default: the store.")
+key_option = click.option("--key", default=None, help="Idempotency key; default: from the inputs and settings.")
+deliver_option = click.option(
+    "--deliver-to",
+    "deliver_to",
+    multiple=True,
+    metavar="DESTINATION",
+    callback=lambda _context, _option, typed: tuple(parse_destination(text) for text in typed),
+    help="Where the vectors go after the store: https://host/path (a webhook) or pgvector:TABLE. May be repeated.",
+)
+callback_option = click.option(
+    "--callback",
+    default=None,
+    metavar="URL",
+    callback=lambda _context, _option, typed: parse_callback(typed).url if typed is not None else None,
+    help="Told by a webhook once the job is finished.",
+)
+quiet_option = click.option("--quiet", is_flag=True, help="No progress bar.")
 expires_option = click.option(
     "--expires-in-s",
     type=float,
@@ -74,9 +93,31 @@ def _type(field: FieldInfo) -> Any:
     annotation: Any = field.annotation
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         annotation = next(part for part in typing.get_args(annotation) if part is not type(None))
+    if annotation is Chunking:
+        return _ChunkingType()
     if typing.get_origin(annotation) is Literal:
         return click.Choice(typing.get_args(annotation))
     return {int: int, float: float}.get(annotation, str)
+
+
+class _ChunkingType(click.ParamType[Chunking]):
+    """``max_tokens=256,overlap=32,output=mean``: any of the fields, in any order."""
+
+    name = "settings"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Chunking:
+        """The fields. A usage error names what is wrong."""
+        if isinstance(value, Chunking):
+            return value
+        pairs = [field.strip().partition("=") for field in str(value).split(",")]
+        names = [name.strip() for name, _, _ in pairs]
+        if len(set(names)) < len(names) or not all(equals for _, equals, _ in pairs):
+            self.fail(f"{value!r}: give each field once, as max_tokens=256,overlap=32,output=mean.", param, ctx)
+        try:
+            return Chunking.model_validate_strings({name.strip(): given.strip() for name, _, given in pairs})
+        except ValidationError as exc:
+            known = ", ".join(Chunking.model_fields)
+            self.fail(f"{value!r}: {describe(exc)}. Fields: {known}.", param, ctx)
 
 
 def _named(run: Command, command: Command) -> Command:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from embedfleet.errors import ContractError, NotFound
 from embedfleet.jobfolder import JobFolder, input_name
 from embedfleet.records import Record
-from embedfleet.tables import part_schema, read_part
+from embedfleet.tables import by_text, complete, part_schema, read_part
 
 if TYPE_CHECKING:
     import pyarrow.dataset
@@ -22,7 +22,7 @@ _HOPELESS = frozenset({"empty", "not_a_string", "lone_surrogate"})
 
 
 def dataset(chain: Sequence[JobFolder]) -> "pyarrow.dataset.Dataset":
-    """The parts of a chain, oldest job first, as one Dataset in which each text has one outcome."""
+    """The parts of a chain, oldest job first, as one Dataset in which each text has one outcome, or its chunks."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.dataset as ds
@@ -33,6 +33,7 @@ def dataset(chain: Sequence[JobFolder]) -> "pyarrow.dataset.Dataset":
         paths = [folder.part_path(number) for number in folder.parts()]
         if paths:
             found = folder.store.dataset(paths)
+            found = found.replace_schema(complete(found.schema))  # parts may be of workers of several versions
             datasets.append(
                 found.filter(~pc.field("id").isin(pa.array(sorted(later), pa.string()))) if later else found
             )
@@ -47,7 +48,7 @@ def dataset(chain: Sequence[JobFolder]) -> "pyarrow.dataset.Dataset":
 
 
 def rows(chain: Sequence[JobFolder]) -> Iterator[dict[str, Any]]:
-    """Each outcome as a dict with the carried columns; one batch in memory at a time."""
+    """Each outcome, or each chunk's, as a dict with the carried columns; one batch in memory at a time."""
     later = {folder.job: set[str]() for folder in chain}
     for older, newer in zip(reversed(chain[:-1]), reversed(chain[1:]), strict=True):
         later[older.job] = later[newer.job] | _ids(newer)
@@ -55,9 +56,9 @@ def rows(chain: Sequence[JobFolder]) -> Iterator[dict[str, Any]]:
         for number in folder.parts():
             found = _part_rows(folder, number)
             records = [Record(found[0]["id"], None)] if _is_nameless(found, number) else folder.records(number)
-            for record, row in zip(records, found, strict=True):
+            for record, text in _matched(records, found, folder, number):
                 if record.id not in later[folder.job]:
-                    yield {**row, **record.columns}
+                    yield from ({**row, **record.columns} for row in text)
 
 
 def error_counts(chain: Sequence[JobFolder]) -> Counter[str]:
@@ -86,15 +87,25 @@ def failed(folder: JobFolder, *, may_overflow: bool) -> Iterator[Record]:
     for number in folder.parts():
         if not folder.part_info(number).totals.errors:
             continue
-        found = _part_rows(folder, number, ["id", "error"])
+        found = _part_rows(folder, number, ["id", "chunk", "error"])
         if _is_nameless(found, number):
             with suppress(NotFound, ContractError):
                 yield from folder.records(number)
             continue
-        for record, row in zip(folder.records(number), found, strict=True):
-            error = row["error"]
+        for record, text in _matched(folder.records(number), found, folder, number):
+            error = text[0]["error"]  # a text that failed is one row
             if error is not None and error not in _HOPELESS and (may_overflow or error != "too_long"):
                 yield record
+
+
+def _matched(
+    records: Sequence[Record], rows: list[dict[str, Any]], folder: JobFolder, number: int
+) -> Iterator[tuple[Record, list[dict[str, Any]]]]:
+    """Each record with its rows. Position alone does not tell whose a row is: a text in chunks has several."""
+    texts = by_text(rows, [row["chunk"] for row in rows])
+    if [[record.id] for record in records] != [list(dict.fromkeys(row["id"] for row in text)) for text in texts]:
+        raise ContractError(f"{folder.part_path(number)}: its ids are not those of its input. Embed the texts anew.")
+    return zip(records, texts, strict=True)
 
 
 def _part_rows(folder: JobFolder, number: int, columns: list[str] | None = None) -> list[dict[str, Any]]:

@@ -5,10 +5,24 @@ of its lane for a while (its transport/holding.py). None of these is used inside
 the drivers, S3's tries a request twice more, for producers too, who have no policy of ours around a single object.
 """
 
-from tenacity import Retrying, retry_if_exception, retry_if_exception_type, stop_after_attempt, stop_after_delay
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_after_delay,
+    stop_before_delay,
+)
 from tenacity.wait import wait_exponential_jitter
 
-from embedfleet.errors import BrokerUnavailable, CacheUnavailable, DestinationUnavailable, StoreUnavailable
+from embedfleet.errors import (
+    BrokerUnavailable,
+    CacheUnavailable,
+    DestinationUnavailable,
+    EngineUnreachable,
+    StoreUnavailable,
+)
 
 BROKER = Retrying(
     retry=retry_if_exception_type(BrokerUnavailable),
@@ -41,3 +55,21 @@ DESTINATION = Retrying(
     reraise=True,
 )
 """A blip. The day of tries that a destination has is made of deliveries that are given back."""
+
+_ENGINE_WAIT = wait_exponential_jitter(multiplier=0.5, max=8)
+
+
+def _engine_wait_s(state: RetryCallState) -> float:
+    """As long as the server asked for, else a little more each time."""
+    failure = state.outcome.exception() if state.outcome else None
+    asked_s = failure.retry_after_s if isinstance(failure, EngineUnreachable) else None
+    return _ENGINE_WAIT(state) if asked_s is None else asked_s
+
+
+ENGINE = Retrying(
+    retry=retry_if_exception(lambda exc: isinstance(exc, EngineUnreachable) and not exc.late),
+    stop=stop_after_attempt(5) | stop_before_delay(30),
+    wait=_engine_wait_s,
+    reraise=True,
+)
+"""A request to the server that embeds. One that asks for more time is an outage, like one that is down."""

@@ -8,8 +8,19 @@ from typing import Any
 from embedfleet.contract import ErrorCode
 from embedfleet.errors import InputError
 
-RESERVED = frozenset({"id", "text", "chunk", "embedding", "n_tokens", "truncated", "cached", "error", "error_message"})
+RESERVED = frozenset(
+    {"id", "text", "chunk", "embedding", "n_tokens", "truncated", "cached", "error", "error_message"}
+    | {"chunk_start", "chunk_end", "tokens_in"}
+)
 """Column names of the job folder; a carried column of such a name gets an underscore behind it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """In place of a text that an earlier job could not store: its error there, which it is to have again."""
+
+    code: ErrorCode
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +103,8 @@ def as_column(value: object) -> str | None:
 
 def check_text(text: object) -> tuple[ErrorCode, str] | None:
     """Why a text can't be embedded, as (code, message), or None. Too long is for the tokeniser to say."""
+    if isinstance(text, Unusable):
+        return text.code, text.message
     if not isinstance(text, str):
         return "not_a_string", f"the text is {type(text).__name__}; a string was expected"
     if not text or text.isspace():

@@ -58,7 +58,7 @@ class Source:
         self.texts = scan.texts
         self._given_key = key
         # What makes vectors differ and is not in the settings of a task is in the key too.
-        worker = {name: getattr(fleet, name) for name in ("engine", "revision", "dtype", "max_tokens")}
+        worker = fleet.what_makes_vectors(settings.model)
         made = json.dumps([scan.fingerprint, text_field, id_field, settings.model_dump(), worker])
         self.key = key or (made if scan.fingerprint else uuid.uuid4().hex)
         self._is_pipe = scan.fingerprint is None
@@ -174,12 +174,10 @@ class Run:
         return self._local.check()
 
     def _say_if_alone(self, job: Job) -> None:
-        status, model = job.status(), job.spec.settings.model
+        status = job.status()
         delivers = not status.finished and bool(job.folder.destinations())
         if delivers and self.fleet.deliverers() == []:
             click.echo("note: no worker that delivers is running; the deliveries wait for one.", err=True)
-        if status.state in ("open", "running") and self.fleet.workers(model) == []:
-            click.echo(f"note: no worker for {model} is running; the job waits for one.", err=True)
 
 
 @contextmanager

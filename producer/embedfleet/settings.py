@@ -4,6 +4,7 @@ Each field is at once an argument of ``Fleet``, an environment variable and a co
 """
 
 import difflib
+import json
 import os
 import re
 import tomllib
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -21,10 +22,12 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from embedfleet.contract import describe
+from embedfleet import models as profiles
+from embedfleet.contract import EmbedSettings, describe
+from embedfleet.declared import DeclaredModel, as_json, declared_models
 from embedfleet.errors import ConfigurationError
 from embedfleet.masking import mask
-from embedfleet.models import DEFAULT_MODEL, named
+from embedfleet.models import DEFAULT_MODEL, ModelProfile, named
 
 _PREFIX = "EMBEDFLEET_"
 _MIN_KEY = 16  # characters: what is shorter can be guessed from one signed message
@@ -32,6 +35,7 @@ _MIN_KEY = 16  # characters: what is shorter can be guessed from one signed mess
 Lane = Literal["interactive", "bulk", "deliver"]
 DEADLINE_S: float = 600  # a batch of 65,536 tokens takes a CPU minutes and a GPU seconds
 LANES: tuple[Lane, ...] = ("interactive", "bulk", "deliver")
+_API_URL = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?(/[a-z0-9._~%+,=:@-]*)*", re.A | re.I)
 # What Kubernetes sets in every container for a service whose name begins with embedfleet.
 _KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP)(_\w+)?)$")
 
@@ -58,10 +62,27 @@ class FleetSettings(BaseSettings):
     )
     model: str = Field(default=DEFAULT_MODEL, description="Model of the worker and default of tasks: hub id or folder.")
     revision: str | None = Field(default=None, description="Revision of the model on its hub.")
-    engine: Literal["vllm", "synthetic"] = Field(default="vllm", description="What computes the vectors.")
+    models: Annotated[dict[str, DeclaredModel], NoDecode, BeforeValidator(declared_models)] = Field(
+        default={}, description='Models without a profile, declared: [models."org/name"] in embedfleet.toml, or JSON.'
+    )
+    engine: Literal["vllm", "openai", "synthetic"] = Field(
+        default="vllm", description="What computes the vectors; openai: an OpenAI-compatible server."
+    )
+    openai_url: str | None = Field(
+        default=None, description="API of the server of the engine openai, such as http://host:8000/v1."
+    )
+    openai_api_key: SecretStr | None = Field(default=None, description="Key that the server wants, if it wants one.")
+    openai_model: str | None = Field(
+        default=None, description="Name by which the server knows the model; default: the model's."
+    )
     dtype: Literal["auto", "bfloat16", "float32", "float16"] = Field(
         default="auto",
         description="Number format of the engine; auto: bfloat16 where the hardware has it, else float32.",
+    )
+    quantization: str | None = Field(
+        default=None,
+        pattern=r"^[a-z0-9_-]{1,40}$",
+        description="How vLLM, or the server, quantises the weights, by its name for that; default: as they are.",
     )
     max_tokens: int | None = Field(
         default=None, ge=8, description="Token limit of a text, below the model's own; saves memory."
@@ -115,6 +136,13 @@ class FleetSettings(BaseSettings):
     def _name(cls, value: str) -> str:
         return named(value)
 
+    @field_validator("openai_url")
+    @classmethod
+    def _url(cls, value: str | None) -> str | None:
+        if value is not None and not _API_URL.fullmatch(value):
+            raise ValueError("it is no http(s)://host:port/path in ASCII, without user, password and query")
+        return value.rstrip("/") if value else value
+
     @field_validator("signing_key")
     @classmethod
     def _key(cls, value: SecretStr | None) -> SecretStr | None:
@@ -159,18 +187,43 @@ class FleetSettings(BaseSettings):
         """Whether a worker with these lanes embeds; one that only delivers does not."""
         return any(lane != "deliver" for lane in self.queues)
 
+    def what_makes_vectors(self, model: str | None) -> dict[str, object]:
+        """What changes a model's vectors beside the settings of a task; part of the keys that are made up."""
+        found: dict[str, object] = {name: getattr(self, name) for name in ("engine", "revision", "dtype", "max_tokens")}
+        # Left out where it is not used: the same command goes on with what it began before there was this setting.
+        if self.quantization is not None:
+            found["quantization"] = self.quantization
+        if model in self.models:
+            found["declared"] = as_json({model: self.models[model]})
+        return found
+
+    def profile(self, model: str | None = None) -> ModelProfile:
+        """The profile of a model, by default of this fleet's. Raises UnknownModel."""
+        return profiles.profile_of(model or self.model, self.models, self.revision)
+
+    def resolve(self, settings: EmbedSettings) -> EmbedSettings:
+        """Settings of a task with every choice made explicit.
+
+        Raises SettingsError, and ConfigurationError for a dtype that is not sound for the model.
+        """
+        resolved = profiles.resolve(settings, self.model, self.models, self.revision)
+        if self.engine == "vllm":
+            profiles.check_dtype(self.dtype, self.profile(resolved.model))
+        return resolved
+
     def environment(self) -> dict[str, str]:
         """These settings as EMBEDFLEET_* variables, secrets in clear: for the processes of this fleet only."""
-        return {_PREFIX + name.upper(): _clear(value) for name, value in self if value not in (None, ())}
+        return {_PREFIX + name.upper(): _clear(value) for name, value in self if value not in (None, (), {})}
 
     def shared(self) -> dict[str, str]:
         """The variables on which producers and workers have to agree, secrets in clear."""
-        names = ("broker_url", "store", "model", "revision", "engine", "queue_prefix", "signing_key")
+        names = ("broker_url", "store", "model", "revision", "models", "engine", "queue_prefix", "signing_key")
         return {f"{_PREFIX}{name.upper()}": self.environment().get(f"{_PREFIX}{name.upper()}", "") for name in names}
 
     def masked(self) -> dict[str, object]:
         """These settings for people: passwords in URLs and other secrets replaced."""
-        return {name: mask(_clear(value)) if isinstance(value, SecretStr) else value for name, value in self}
+        shown = {name: mask(_clear(value)) if isinstance(value, SecretStr) else value for name, value in self}
+        return {**shown, "models": json.loads(as_json(self.models))}
 
     @classmethod
     def secrets(cls) -> set[str]:
@@ -196,6 +249,8 @@ def load(**arguments: Any) -> FleetSettings:
 def _clear(value: object) -> str:
     if isinstance(value, SecretStr):
         return value.get_secret_value()
+    if isinstance(value, dict):
+        return as_json(value)
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 

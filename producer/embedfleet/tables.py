@@ -7,18 +7,19 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from embedfleet.batching import estimated_tokens
 from embedfleet.contract import Document, Encoding, ErrorCode, Inline, Totals
-from embedfleet.errors import ContractError
-from embedfleet.records import Record, check_text
+from embedfleet.parquet import footer_of, from_bytes, metadata_of, to_bytes
+from embedfleet.records import Record, Unusable, check_text
 
 if TYPE_CHECKING:
     import numpy as np
 
-_METADATA_KEY = b"embedfleet"
-_FOOTER_GUESS_BYTES = 16 * 1024  # parts have about 6 KB, so that one request does
+_LATER = ("chunk_start", "chunk_end", "tokens_in")  # columns that parts of the first workers do not have
+
+Row = TypeVar("Row")
 
 
 class InputInfo(Document):
@@ -51,34 +52,57 @@ class Input:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of one text: its vector, or an error."""
+    """What became of one text, or of one chunk of it: its vector, or an error."""
 
     id: str
     n_tokens: int | None = None
+    """Tokens given to the model."""
     truncated: bool = False
     cached: bool = False
     error: tuple[ErrorCode, str] | None = None
+    tokens_in: int | None = None
+    """Tokens of the whole text with its prompt and special tokens; None where nobody counted."""
+    chunk: int = 0
+    chunk_start: int | None = None
+    chunk_end: int | None = None
+    """Code points of the text that the chunk is made of; None unless the task chunks."""
 
 
 @dataclass(slots=True)
 class Outcomes:
-    """Every outcome of one batch, in the order of its texts."""
+    """Every outcome of one batch, in the order of its texts: a row a text, or a row for each of its chunks."""
 
     rows: list[Outcome]
     vectors: "np.ndarray[Any, Any]"
-    """(texts, dimensions) float32, unit norm; rows of texts with an error are not looked at."""
+    """(rows, dimensions) float32, unit norm; rows of texts with an error are not looked at."""
     stages_s: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def totals(self) -> Totals:
-        """Counts over the rows."""
+        """Counts over the texts; ``cached`` are those that needed no engine at all."""
+        texts = self.texts()
         return Totals(
-            texts=len(self.rows),
-            errors=sum(row.error is not None for row in self.rows),
-            cached=sum(row.cached for row in self.rows),
-            truncated=sum(row.truncated for row in self.rows),
+            texts=len(texts),
+            errors=sum(rows[0].error is not None for rows in texts),
+            cached=sum(all(row.cached for row in rows) for rows in texts),
+            truncated=sum(rows[0].truncated for rows in texts),
             tokens=sum(row.n_tokens or 0 for row in self.rows if row.error is None),
         )
+
+    def texts(self) -> list[list[Outcome]]:
+        """The rows of each text."""
+        return by_text(self.rows, [row.chunk for row in self.rows])
+
+
+def by_text(rows: Sequence[Row], chunks: Sequence[int]) -> list[list[Row]]:
+    """The rows of a part, those of one text together: they stand in a row, and its first one is chunk 0."""
+    texts: list[list[Row]] = []
+    for row, chunk in zip(rows, chunks, strict=True):
+        if chunk and texts:
+            texts[-1].append(row)
+        else:
+            texts.append([row])
+    return texts
 
 
 def fingerprint(records: Sequence[Record]) -> str:
@@ -106,7 +130,7 @@ def write_input(records: Sequence[Record], tokens: int) -> bytes:
     }
     info = InputInfo(sha256=fingerprint(records), tokens=tokens, rejected=rejected)
     table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
-    return _to_bytes(table, info, dictionary=False)
+    return to_bytes(table, info, dictionary=False)
 
 
 def inline_of(records: Sequence[Record]) -> Inline:
@@ -123,22 +147,22 @@ def inline_of(records: Sequence[Record]) -> Inline:
 
 def read_input(data: bytes, where: str) -> Input:
     """An input file's ids and texts. Raises ContractError naming ``where``."""
-    table, info = _from_bytes(data, where, ["id", "text"])
+    table, info = from_bytes(data, where, ["id", "text"])
     return Input(table["id"].to_pylist(), table["text"].to_pylist(), InputInfo.loads(info, where))
 
 
 def read_records(data: bytes, where: str) -> list[Record]:
     """An input file as the records it was made of; rejected texts come back as None."""
-    table, _ = _from_bytes(data, where)
+    table, _ = from_bytes(data, where)
     rows = table.to_pylist()
     return [Record(row.pop("id"), row.pop("text"), row) for row in rows]
 
 
 def write_part(outcomes: Outcomes, encoding: Encoding, job: str, batch: int) -> bytes:
-    """A part: one row a text, a vector or an error. Bytes are deterministic but for times."""
+    """A part: one row a text or chunk, a vector or an error. Bytes are deterministic but for times."""
     import pyarrow as pa
 
-    info = PartInfo(
+    described = PartInfo(
         job=job,
         batch=batch,
         totals=outcomes.totals(),
@@ -148,13 +172,16 @@ def write_part(outcomes: Outcomes, encoding: Encoding, job: str, batch: int) -> 
     rows = outcomes.rows
     columns = [
         [row.id for row in rows],
-        [0] * len(rows),
+        [row.chunk for row in rows],
         _embeddings(outcomes, encoding),
         [row.n_tokens for row in rows],
         [row.truncated for row in rows],
         [row.cached for row in rows],
         [row.error and row.error[0] for row in rows],
         [row.error and row.error[1] for row in rows],
+        [row.chunk_start for row in rows],
+        [row.chunk_end for row in rows],
+        [row.tokens_in for row in rows],
     ]
     schema = part_schema(outcomes.vectors.shape[1], encoding)
     arrays = [
@@ -162,11 +189,11 @@ def write_part(outcomes: Outcomes, encoding: Encoding, job: str, batch: int) -> 
         for column, kind in zip(columns, schema, strict=True)
     ]
     table = pa.Table.from_arrays(arrays, schema=schema)
-    return _to_bytes(table, info, dictionary=["error", "error_message"])
+    return to_bytes(table, described, dictionary=["error", "error_message"])
 
 
 def part_schema(dimensions: int, encoding: Encoding) -> Any:
-    """The pyarrow schema of a part. ``chunk`` is 0 while a text is one chunk."""
+    """The pyarrow schema of a part. ``chunk`` is 0 where a text is one row."""
     import pyarrow as pa
 
     number = pa.float32() if encoding == "float32" else pa.float16()
@@ -180,25 +207,41 @@ def part_schema(dimensions: int, encoding: Encoding) -> Any:
             "cached": pa.bool_(),
             "error": pa.string(),
             "error_message": pa.string(),
+            **dict.fromkeys(_LATER, pa.int32()),
         }
     )
 
 
+def complete(schema: Any) -> Any:
+    """A part's schema with the columns that parts of older workers lack; there they are null."""
+    import pyarrow as pa
+
+    for name in _LATER:
+        if name not in schema.names:
+            schema = schema.append(pa.field(name, pa.int32()))
+    return schema
+
+
 def read_part(data: bytes, where: str) -> tuple[Any, PartInfo]:
     """A part as a pyarrow Table with its metadata. Raises ContractError naming ``where``."""
-    table, info = _from_bytes(data, where)
+    import pyarrow as pa
+
+    table, info = from_bytes(data, where)
+    for name in _LATER:
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(table.num_rows, pa.int32()))
     return table, PartInfo.loads(info, where)
 
 
 def read_part_info(tail: Callable[[int], bytes], where: str) -> PartInfo:
     """A part's metadata from its end; ``tail(n)`` gives the file's last n bytes."""
-    return PartInfo.loads(_info(_footer(tail, where).metadata, where), where)
+    return PartInfo.loads(metadata_of(footer_of(tail, where).metadata, where), where)
 
 
 def read_input_info(tail: Callable[[int], bytes], where: str) -> tuple[InputInfo, int]:
     """An input file's metadata and number of texts, from its end."""
-    footer = _footer(tail, where)
-    return InputInfo.loads(_info(footer.metadata, where), where), footer.num_rows
+    footer = footer_of(tail, where)
+    return InputInfo.loads(metadata_of(footer.metadata, where), where), footer.num_rows
 
 
 def vectors_of(table: Any) -> "np.ndarray[Any, Any]":
@@ -216,6 +259,8 @@ def storable(text: object) -> bool:
 
 
 def _hashable(text: object) -> object:
+    if isinstance(text, Unusable):
+        return [text.code, text.message]
     if not isinstance(text, str):
         return [type(text).__name__]
     # What has no UTF-8 form is wrapped: JSON would write two halves of a pair as it writes the whole.
@@ -232,47 +277,3 @@ def _embeddings(outcomes: Outcomes, encoding: Encoding) -> Any:
     return pa.FixedSizeListArray.from_arrays(
         values, type=pa.list_(values.type, vectors.shape[1]), mask=pa.array(missing)
     )
-
-
-def _to_bytes(table: Any, info: Document, dictionary: bool | list[str]) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = table.replace_schema_metadata({_METADATA_KEY: info.dumps()})
-    sink = pa.BufferOutputStream()
-    # No BYTE_STREAM_SPLIT: DuckDB can't read it for float16.
-    pq.write_table(table, sink, compression="zstd", use_dictionary=dictionary, write_statistics=False)
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
-
-
-def _from_bytes(data: bytes, where: str, columns: list[str] | None = None) -> tuple[Any, bytes]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(pa.BufferReader(data), columns=columns)
-    except (pa.ArrowException, OSError) as exc:
-        raise ContractError(f"{where}: not a Parquet file of embedfleet ({str(exc).splitlines()[0]}).") from None
-    return table, _info(table.schema.metadata, where)
-
-
-def _footer(tail: Callable[[int], bytes], where: str) -> Any:
-    """The Parquet footer. The last 8 bytes are its length and a magic number, so two reads always do."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    data = tail(_FOOTER_GUESS_BYTES)
-    needed = int.from_bytes(data[-8:-4], "little") + 8
-    if needed > len(data):
-        data = tail(needed)
-    try:
-        return pq.read_metadata(pa.BufferReader(data))
-    except (pa.ArrowException, OSError) as exc:
-        raise ContractError(f"{where}: not a Parquet file of embedfleet ({str(exc).splitlines()[0]}).") from None
-
-
-def _info(metadata: dict[bytes, bytes] | None, where: str) -> bytes:
-    if not metadata or _METADATA_KEY not in metadata:
-        raise ContractError(f"{where}: it has no embedfleet metadata; something else wrote it.")
-    return metadata[_METADATA_KEY]

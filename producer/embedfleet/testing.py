@@ -6,22 +6,25 @@ embedded while they are submitted, and their folders are as a real fleet's.
 
 import tempfile
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from threading import Event
+from types import MappingProxyType
 from typing import Any
 
-from embedfleet import models
-from embedfleet.batching import estimated_tokens
+import embedfleet
+from embedfleet.batching import estimated_starts, estimated_tokens
 from embedfleet.broker import Broker
 from embedfleet.client import Fleet
-from embedfleet.contract import Completion, Delivery, EmbedSettings, Receipt, Request
+from embedfleet.contract import Chunking, Completion, Delivery, EmbedSettings, ErrorCode, Receipt, Request
 from embedfleet.destinations import CALLBACK
 from embedfleet.envelope import Message
 from embedfleet.jobfolder import JobFolder, now
 from embedfleet.letters import MAX_LETTERS, Letter, Listing
+from embedfleet.models import ModelProfile
 from embedfleet.queueview import QueueView
 from embedfleet.records import check_text
 from embedfleet.settings import FleetSettings
+from embedfleet.splitting import Splitter
 from embedfleet.store import open_store
 from embedfleet.synthetic import synthetic_vectors
 from embedfleet.tables import Outcome, Outcomes, write_part
@@ -93,19 +96,22 @@ class _InMemoryBroker(Broker):
             return
         if isinstance(message, Request):
             ids = [str(row) for row in range(len(message.texts))]
-            outcomes = _outcomes(ids, list(message.texts), message.settings)
+            outcomes = _outcomes(
+                ids, list(message.texts), message.settings, self.settings.profile(message.settings.model)
+            )
             self.reply(message.reply_to, write_part(outcomes, message.settings.encoding, "embed", 0))
             return
         folder = JobFolder(open_store(message.to), message.job)
         spec = folder.spec()
         settings = spec.settings
         given = folder.input(message.batch)
-        outcomes = _outcomes(given.ids, given.texts, settings)
-        for row, reason in given.info.rejected.items():
-            outcomes.rows[row].error = reason
+        profile = self.settings.profile(settings.model)
+        outcomes = _outcomes(given.ids, given.texts, settings, profile, given.info.rejected)
         if spec.expires_at is not None and self.clock() > spec.expires_at:
             expired = "the job expired before this text was embedded"
-            outcomes.rows = [Outcome(record_id, error=("expired", expired)) for record_id in given.ids]
+            outcomes = _outcomes(
+                given.ids, given.texts, settings, profile, dict.fromkeys(range(len(given.ids)), ("expired", expired))
+            )
         folder.write_part(message.batch, write_part(outcomes, settings.encoding, folder.job, message.batch))
         for destination in spec.deliver_to:
             _confirm(folder, message.batch, destination.name)
@@ -147,21 +153,85 @@ def _confirm(folder: JobFolder, batch: int, destination: str) -> None:
     )
 
 
-def _outcomes(ids: list[str], texts: list[str | None], settings: EmbedSettings) -> Outcomes:
-    profile = models.profile_of(settings.model or models.DEFAULT_MODEL)
-    rows = [_outcome(record_id, text, settings, profile.max_tokens) for record_id, text in zip(ids, texts, strict=True)]
-    template = profile.template(settings.input_type)
-    prompts = [template.format(text=text or "", instruction=settings.instruction) for text in texts]
-    vectors = synthetic_vectors(prompts, settings.dimensions or profile.dimensions)
-    return Outcomes(rows, vectors, provenance={"engine": "synthetic", **settings.model_dump()})
+def _provenance(settings: EmbedSettings, profile: ModelProfile) -> dict[str, Any]:
+    """What a worker with the synthetic engine says."""
+    return {
+        "engine": "synthetic",
+        "engine_version": embedfleet.__version__,
+        "model": profile.name,
+        "revision": None,
+        "weights": "synthetic",
+        "dtype": "float32",
+        "quantization": None,
+        "pooling": "none",
+        "template": profile.template(settings.input_type, settings.prompt_name),
+        "max_tokens": profile.max_tokens,
+        **settings.model_dump(
+            include={"input_type", "instruction", "dimensions", "encoding", "on_overflow", "chunking"}
+        ),
+    }
 
 
-def _outcome(record_id: str, text: str | None, settings: EmbedSettings, max_tokens: int) -> Outcome:
+def _outcomes(
+    ids: list[str],
+    texts: list[str | None],
+    settings: EmbedSettings,
+    profile: ModelProfile,
+    rejected: Mapping[int, tuple[ErrorCode, str]] = MappingProxyType({}),
+) -> Outcomes:
     """As a worker would decide, with estimated tokens."""
-    problem = check_text(text)
-    tokens = estimated_tokens(text)
-    if problem is None and tokens > max_tokens and settings.on_overflow == "error":
-        problem = "too_long", f"about {tokens} tokens and the limit is {max_tokens}"
-    if problem is not None:
-        return Outcome(record_id, error=problem)
-    return Outcome(record_id, n_tokens=min(tokens, max_tokens), truncated=tokens > max_tokens)
+    import numpy as np
+
+    rows, vectors = [], []
+    length = settings.dimensions or profile.dimensions
+    for number, (record_id, text) in enumerate(zip(ids, texts, strict=True)):
+        problem = rejected.get(number) or check_text(text)
+        made = [Outcome(record_id, error=problem)] if problem else _rows(record_id, text or "", settings, profile)
+        pieces = [(text or "")[row.chunk_start : row.chunk_end] for row in made]
+        rows += made
+        vectors.append(synthetic_vectors([_prompt(piece, settings, profile) for piece in pieces], length))
+    together = np.concatenate([np.zeros((0, length), np.float32), *vectors])
+    return Outcomes(rows, together, provenance=_provenance(settings, profile))
+
+
+def _rows(record_id: str, text: str, settings: EmbedSettings, profile: ModelProfile) -> list[Outcome]:
+    tokens = estimated_tokens(_prompt(text, settings, profile))
+    chunking = settings.chunking or Chunking()
+    limit = chunking.max_tokens or profile.max_tokens
+    if settings.on_overflow == "chunk" and tokens > limit and chunking.output == "chunks":
+        return _chunks(record_id, text, tokens, limit, settings, profile)
+    whole = Outcome(record_id, n_tokens=tokens, tokens_in=tokens)
+    if settings.on_overflow == "chunk":
+        whole.chunk_start, whole.chunk_end = 0, len(text)
+    elif tokens > limit and settings.on_overflow == "truncate":
+        whole.n_tokens, whole.truncated = limit, True
+    elif tokens > limit:
+        whole.n_tokens, whole.error = None, ("too_long", f"about {tokens} tokens and the limit is {limit}")
+    return [whole]
+
+
+def _chunks(
+    record_id: str, text: str, tokens_in: int, limit: int, settings: EmbedSettings, profile: ModelProfile
+) -> list[Outcome]:
+    def count(chunk: str) -> int:
+        return estimated_tokens(_prompt(chunk, settings, profile))
+
+    overlap = settings.chunking.overlap if settings.chunking else 0
+    found = Splitter(
+        text,
+        estimated_starts(text),
+        limit - count(""),
+        overlap,
+        lambda chunk: count(chunk) - limit,
+        lambda chunk: len(estimated_starts(chunk)),
+    )
+    return [
+        Outcome(record_id, count(text[a:b]), tokens_in=tokens_in, chunk=number, chunk_start=a, chunk_end=b)
+        for number, (a, b) in enumerate(found)
+    ]
+
+
+def _prompt(text: str, settings: EmbedSettings, profile: ModelProfile) -> str:
+    return profile.template(settings.input_type, settings.prompt_name).format(
+        text=text, instruction=settings.instruction
+    )

@@ -6,6 +6,7 @@ from embedfleet.contract import (
     AddedDestination,
     Batch,
     Batching,
+    Chunking,
     Completion,
     Delivery,
     Document,
@@ -65,6 +66,18 @@ OUTCOMES = Outcomes(
     provenance=PROVENANCE,
 )
 
+CHUNKED = Outcomes(
+    rows=[
+        Outcome("a", n_tokens=128, tokens_in=140, chunk_start=0, chunk_end=400),
+        Outcome("a", n_tokens=30, tokens_in=140, chunk=1, chunk_start=380, chunk_end=450, cached=True),
+        Outcome("ü/😀", error=("not_finite", "the engine gave NaN or infinity"), tokens_in=300),
+        Outcome("c", n_tokens=3, tokens_in=3, chunk_start=0, chunk_end=1),
+    ],
+    vectors=np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0.5, -0.5, 0.5, -0.5]], np.float32),
+    stages_s={"prepare": 0.25, "engine": 1.5},
+    provenance=PROVENANCE,
+)
+
 DOCUMENTS: dict[str, Document] = {
     "job-v1.json": JobSpec(
         job=JOB,
@@ -99,6 +112,18 @@ DOCUMENTS: dict[str, Document] = {
         settings=DOCUMENT,
         batching=Batching(),
         callback=Webhook(url="https://app.example/done"),
+    ),
+    "job-chunking-v1.json": JobSpec(
+        job=JOB,
+        created_at="2026-11-20T13:56:00+00:00",
+        settings=DOCUMENT.model_copy(
+            update={
+                "on_overflow": "chunk",
+                "chunking": Chunking(max_tokens=128, overlap=32, output="mean"),
+                "cache": "read",
+            }
+        ),
+        batching=Batching(),
     ),
     "added-destination-v1.json": AddedDestination(destination=Pgvector(table="docs")),
     "receipt-v1.json": Receipt(

@@ -15,7 +15,7 @@ from embedfleet.broker import Broker, connect, queue_name
 from embedfleet.contract import TASK_ANSWER, TASK_DELIVER, TASK_EMBED, Batch
 from embedfleet.errors import ConfigurationError
 from embedfleet.letters import Letter
-from embedfleet.models import PROFILES
+from embedfleet.profiles import PROFILES
 from embedfleet.settings import load
 from embedfleet_worker.transport.envelope import read
 from tests.contract.conftest import Golden

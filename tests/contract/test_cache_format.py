@@ -9,25 +9,29 @@ from tests.contract.documents import CACHE_KEYS
 from tests.unit.redis_server import RedisServer
 
 VECTOR = np.array([1.0, -0.5, 3.0e-8, 0.0], np.float32)
-VALUE = bytes.fromhex("05000000010000803f000000bf59d9003300000000")
-"""n_tokens as uint32, truncated as one byte, the full vector as float32; all little-endian."""
+VALUE = bytes.fromhex("0500000009000000010000803f000000bf59d9003300000000")
+"""n_tokens and tokens_in as uint32, truncated as one byte, the full vector as float32; all little-endian."""
 DAY_S = 24 * 3600
 
 
 @pytest.mark.parametrize("name", CACHE_KEYS)
 def test_a_key_is_exactly_this(golden: Golden, name: str) -> None:
     fields, prompt = CACHE_KEYS[name]
-    assert KeyMaker(*fields).key(prompt).decode() == golden.json("cache-keys-v1.json")[name]
+    assert KeyMaker(*fields).key(prompt).decode() == golden.json("cache-keys-v2.json")[name]
 
 
 def test_keys_of_different_things_differ(golden: Golden) -> None:
-    keys = golden.json("cache-keys-v1.json")
+    keys = golden.json("cache-keys-v2.json")
     assert len(set(keys.values())) == len(keys) == len(CACHE_KEYS)
+
+
+def test_no_key_is_one_of_version_1_whose_values_had_another_form(golden: Golden) -> None:
+    assert not set(golden.json("cache-keys-v1.json").values()) & set(golden.json("cache-keys-v2.json").values())
 
 
 def test_a_value_is_exactly_these_bytes_and_lasts_30_days(redis_server: RedisServer) -> None:
     cache = VectorCache(redis_server.url, 4)
-    cache.set([(b"key", Entry(5, True, VECTOR))])
+    cache.set([(b"key", Entry(5, 9, True, VECTOR))])
     assert redis_server.client.get("key") == VALUE
     assert 29 * DAY_S < redis_server.client.ttl("key") <= 30 * DAY_S
 
@@ -36,7 +40,7 @@ def test_a_value_that_was_kept_before_is_read(redis_server: RedisServer) -> None
     redis_server.client.set("key", VALUE)
     (entry,) = VectorCache(redis_server.url, 4).get([b"key"])
     assert entry is not None
-    assert (entry.n_tokens, entry.truncated) == (5, True)
+    assert (entry.n_tokens, entry.tokens_in, entry.truncated) == (5, 9, True)
     assert entry.vector.tobytes() == VECTOR.tobytes()
 
 

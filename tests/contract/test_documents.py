@@ -9,9 +9,9 @@ import pytest
 
 from embedfleet.contract import Document
 from embedfleet.errors import ContractError
-from embedfleet.tables import read_input, read_part, read_part_info, read_records, write_input, write_part
+from embedfleet.tables import part_schema, read_input, read_part, read_part_info, read_records, write_input, write_part
 from tests.contract.conftest import Golden
-from tests.contract.documents import DOCUMENTS, JOB, MESSAGES, OUTCOMES, RECORDS
+from tests.contract.documents import DOCUMENT, DOCUMENTS, JOB, MESSAGES, OUTCOMES, RECORDS
 
 EVERYTHING = {**MESSAGES, **DOCUMENTS}
 
@@ -119,7 +119,10 @@ n_tokens: int32
 truncated: bool
 cached: bool
 error: string
-error_message: string"""
+error_message: string
+chunk_start: int32
+chunk_end: int32
+tokens_in: int32"""
 
 
 def schema_of(data: bytes) -> str:
@@ -155,6 +158,24 @@ def test_a_part_that_version_1_wrote_is_still_read(golden: Golden) -> None:
         outcome("ü/😀", None, error="empty", error_message="the text is empty or blank"),
         outcome("c", [0.5, -0.5, 0.5, -0.5], n_tokens=3),
     ]
+
+
+def test_a_part_with_chunks_that_version_1_wrote_is_still_read(golden: Golden) -> None:
+    table, info = read_part(golden.bytes("part-chunks-v1.parquet"), "part-chunks-v1.parquet")
+    assert (info.totals.texts, info.totals.errors, info.totals.tokens) == (3, 1, 161)
+    assert table.to_pylist() == [
+        outcome("a", [1, 0, 0, 0], n_tokens=128, tokens_in=140, chunk_start=0, chunk_end=400),
+        outcome("a", [0, 1, 0, 0], n_tokens=30, tokens_in=140, chunk=1, chunk_start=380, chunk_end=450, cached=True),
+        outcome("ü/😀", None, error="not_finite", error_message="the engine gave NaN or infinity", tokens_in=300),
+        outcome("c", [0.5, -0.5, 0.5, -0.5], n_tokens=3, tokens_in=3, chunk_start=0, chunk_end=1),
+    ]
+    assert table.schema.remove_metadata() == part_schema(4, "float32")
+
+
+def test_settings_that_are_not_used_are_not_written(golden: Golden) -> None:
+    """A worker of before, which refuses what it does not know, goes on with the jobs that don't need it."""
+    assert not {"chunking", "cache"} & set(golden.json("job-defaults-v1.json")["settings"])
+    assert not {"chunking", "cache"} & set(DOCUMENT.model_dump(mode="json"))
 
 
 def test_an_input_that_version_1_wrote_is_still_read(golden: Golden) -> None:
@@ -205,7 +226,8 @@ def test_bytes_that_are_no_parquet_file_are_a_contract_error(data: bytes) -> Non
 
 def outcome(name: str, embedding: list[float] | None, **fields: object) -> dict[str, object]:
     row = {"id": name, "chunk": 0, "embedding": embedding, "n_tokens": None, "truncated": False, "cached": False}
-    return {**row, "error": None, "error_message": None, **fields}
+    later = {"chunk_start": None, "chunk_end": None, "tokens_in": None}
+    return {**row, "error": None, "error_message": None, **later, **fields}
 
 
 def with_metadata(data: bytes, metadata: str | None) -> bytes:

@@ -94,7 +94,7 @@ def test_command(exports: str, command: str, settings: dict[str, str]) -> None:
     script = script.replace("/data/vectors", settings["store"])
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     script = script.replace(".venv/bin/", "").replace("https://app.example/vectors", settings["hook"])
-    script = re.sub(r"(deliver|reconcile) JOB", rf"\1 {settings['job']}", script)
+    script = re.sub(r"(deliver|reconcile|verify|reembed) JOB", rf"\1 {settings['job']}", script)
     if " dead " in command:
         script = script.replace("LETTER", dead_letter(settings))
     process = subprocess.Popen(

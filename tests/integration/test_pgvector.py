@@ -296,6 +296,26 @@ def test_texts_without_a_vector_are_left_out(
     assert_stored(look, ["a", "c"], vectors[[0, 2]])
 
 
+def test_each_chunk_is_a_row_under_the_id_and_metadata_of_its_text(
+    destination: PgvectorDestination, folder: JobFolder, look: "psycopg.Connection[Any]"
+) -> None:
+    records = [Record(name, "a text", {"title": f"of {name}"}) for name in ("b", "a", "c", "d")]
+    folder.write_once("input/00000000.parquet", write_input(records, 1))
+    chunks = [("b", 0), ("b", 1), ("b", 2), ("a", 0), ("c", 0), ("d", 0), ("d", 1)]
+    rows = [Outcome(name, 1, chunk=chunk, chunk_start=chunk, chunk_end=chunk + 1) for name, chunk in chunks]
+    rows[3].error = ("not_finite", "NaN")
+    vectors = unit_vectors(len(rows), 4)
+    folder.write_part(0, write_part(Outcomes(rows, vectors), "float32", "j-1", 0))
+    for _ in range(2):
+        assert destination.deliver(DOCS, Parcel(folder, 0, DOCS.name)) == "6 rows in public.docs"
+    found = look.execute("SELECT id, chunk, embedding::text, metadata FROM docs").fetchall()
+    expected = {key: vector for key, vector in zip(chunks, vectors, strict=True) if key != ("a", 0)}
+    assert {(name, chunk) for name, chunk, _, _ in found} == set(expected)
+    for name, chunk, embedding, metadata in found:
+        np.testing.assert_array_equal(np.array(json.loads(embedding), np.float32), expected[name, chunk])
+        assert metadata == {"title": f"of {name}"}
+
+
 def test_a_part_of_errors_only_needs_no_table(
     destination: PgvectorDestination, folder: JobFolder, look: "psycopg.Connection[Any]"
 ) -> None:

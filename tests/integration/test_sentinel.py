@@ -89,7 +89,7 @@ def test_the_cache_may_be_there_too(servers: Watched) -> None:
     import numpy as np
 
     cache = VectorCache(servers.url, 2)
-    cache.set([(b"embedfleet:v1:key", Entry(1, False, np.zeros(2, "<f4")))])
+    cache.set([(b"embedfleet:v1:key", Entry(1, 1, False, np.zeros(2, "<f4")))])
     [found] = cache.get([b"embedfleet:v1:key"])
     assert found is not None
     cache._redis.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedfleet import EmbedSettings, Fleet
+from embedfleet import Chunking, EmbedSettings, Fleet
 from embedfleet.local import LocalFleet
 from examples.stdlib_search.collect import collect
 
@@ -52,6 +52,22 @@ def test_the_whole_path_equals_sentence_transformers(
     cosines = (vectors * reference).sum(axis=1) / np.linalg.norm(vectors, axis=1) / np.linalg.norm(reference, axis=1)
     assert cosines.min() >= least
     assert sum(table["truncated"].to_pylist()) > 0, "some docstrings are over the limit"
+
+
+@pytest.mark.parametrize("input_type", ["document", "query"])
+def test_a_chunk_has_the_vector_of_its_text_alone(input_type: str, qwen_fleet: Fleet, docstrings: list[str]) -> None:
+    texts = {str(number): text for number, text in enumerate(docstrings[:60])}
+    chunking = Chunking(max_tokens=150, overlap=10)
+    how = EmbedSettings(input_type=input_type, on_overflow="chunk", chunking=chunking, cache="off")
+    job = qwen_fleet.submit(list(texts.items()), settings=how)
+    assert job.wait(timeout_s=120).totals.errors == 0
+    rows = list(job.rows())
+    assert len(rows) > len(texts)
+    assert max(row["n_tokens"] for row in rows) <= 150
+    chunks = [texts[row["id"]][row["chunk_start"] : row["chunk_end"]] for row in rows]
+    expected = qwen_fleet.embed(chunks, settings=EmbedSettings(input_type=input_type, cache="off")).astype(np.float64)
+    vectors = np.array([row["embedding"] for row in rows], np.float64)
+    assert (vectors * expected).sum(axis=1).min() >= 0.99999
 
 
 @pytest.mark.parametrize("input_type", ["document", "query"])

@@ -1,7 +1,9 @@
 """An engine for tests: deterministic unit vectors, counted calls, and whatever failure a test asks of it."""
 
 import hashlib
+import re
 import threading
+from array import array
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -58,10 +60,13 @@ class FakeEngine:
         vector = np.random.default_rng(list(seed)).standard_normal(self.dimensions).astype(np.float32)
         return vector / np.linalg.norm(vector)
 
-    def tokenise(self, prompts: Sequence[str], *, truncate: bool) -> list[Tokens]:
+    def tokenise(self, prompts: Sequence[str], *, truncate: bool, max_tokens: int | None = None) -> list[Tokens]:
         if self.untokenisable.intersection(prompts):
             raise ValueError("a text")
-        return [self._tokens(prompt, truncate) for prompt in prompts]
+        return [self._tokens(prompt, truncate, max_tokens or self.max_tokens) for prompt in prompts]
+
+    def starts(self, text: str) -> "array[int]":
+        return array("i", (match.start() for match in re.finditer(r"\S+", text)))
 
     def embed(self, prompts: Sequence[Tokens], priority: Priority) -> "Future[Embedded]":
         self.before()
@@ -92,13 +97,13 @@ class FakeEngine:
     def close(self) -> None:
         pass
 
-    def _tokens(self, prompt: str, truncate: bool) -> Tokens:
+    def _tokens(self, prompt: str, truncate: bool, limit: int) -> Tokens:
         count = len(prompt.split()) + 1
-        if count <= self.max_tokens:
+        if count <= limit:
             return Tokens(prompt, list(range(count)), count)
         if not truncate:
             return Tokens(prompt, [], count, too_long=count)
-        return Tokens(prompt, list(range(self.max_tokens)), self.max_tokens, truncated=True)
+        return Tokens(prompt, list(range(limit)), limit, truncated=True, tokens_in=count)
 
     def _vectors(self, prompts: Sequence[Tokens]) -> "np.ndarray[object, np.dtype[object]]":
         vectors = [self.spoiled.get(tokens.prompt, self.vector(tokens.prompt)) for tokens in prompts]

@@ -20,7 +20,7 @@ from embedfleet_worker.engine.base import Identity
 from tests.unit.fake_engine import IDENTITY
 from tests.unit.redis_server import RedisServer, running_redis
 
-ENTRY = Entry(3, False, np.array([0.6, 0.8], np.float32))
+ENTRY = Entry(3, 3, False, np.array([0.6, 0.8], np.float32))
 
 short = st.text(max_size=3)
 identities = st.builds(Identity, short, short, short, st.none() | short, short, short, st.none() | short, short)
@@ -69,7 +69,7 @@ def cache(redis_server: RedisServer) -> VectorCache:
 
 
 def test_what_was_kept_is_found_in_the_order_of_the_keys(cache: VectorCache) -> None:
-    other = Entry(9, True, np.array([-1, 0], np.float32))
+    other = Entry(9, 12, True, np.array([-1, 0], np.float32))
     cache.set([(b"one", ENTRY), (b"two", other)])
     two, none, one = cache.get([b"two", b"missing", b"one"])
     assert none is None
@@ -154,7 +154,7 @@ def test_the_pause_ends(monkeypatch: pytest.MonkeyPatch, silent: str) -> None:
 def test_a_connection_that_is_lost_once_costs_no_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with running_redis(tmp_path) as server:
         cache = VectorCache(server.url, 2)
-        cache.set([(b"k", Entry(1, False, np.ones(2, np.float32)))])
+        cache.set([(b"k", Entry(1, 1, False, np.ones(2, np.float32)))])
         mget, lost = cache._redis.mget, [RedisConnectionError("reset")]
 
         def ask(keys: list[bytes]) -> Any:

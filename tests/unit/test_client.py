@@ -1,12 +1,23 @@
 """Fleet: what is checked before anything is queued, and looking a job up."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from embedfleet import EmbedSettings, Fleet, publishing
-from embedfleet.errors import BrokerUnavailable, ConfigurationError, InputError, NotFound, SettingsError, TextError
+from embedfleet import EmbedSettings, Fleet, client, publishing
+from embedfleet.errors import (
+    BrokerUnavailable,
+    ConfigurationError,
+    InputError,
+    NotFound,
+    SettingsError,
+    TextError,
+    WaitTimeout,
+)
 from tests.unit.redis_server import RedisServer
 
 
@@ -135,3 +146,62 @@ def test_what_was_lost_is_published_again(fleet: Fleet, redis_server: RedisServe
     redis_server.client.flushall()
     fleet.republish(job)
     assert fleet.broker.depth(fleet.broker.queue(fleet.settings.model, "bulk")) == 1
+
+
+# Whether anybody is there
+
+
+def queue_for_one(fleet: Fleet) -> None:
+    fleet.submit(["a text"])
+
+
+def ask_one(fleet: Fleet) -> None:
+    with pytest.raises(WaitTimeout):
+        fleet.embed(["a text"], timeout_s=0.05)
+
+
+VERBS = {"submit": queue_for_one, "enqueue": lambda fleet: fleet.enqueue(["a text"]), "embed": ask_one}
+ALONE = "no worker for sentence-transformers/all-MiniLM-L6-v2 is running; what is queued waits for one"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_that_nobody_is_there_is_said_once_a_minute(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    for _ in range(3):
+        VERBS[verb](fleet)
+    assert caplog.messages == [ALONE]
+    monkeypatch.setattr(client, "_ASK_AGAIN_S", 0)
+    VERBS[verb](fleet)
+    assert caplog.messages == [ALONE, ALONE]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_nothing_is_said_where_a_worker_is_announced(fleet: Fleet, caplog: pytest.LogCaptureFixture, verb: str) -> None:
+    for lane in ("bulk", "interactive"):
+        fleet.broker.announce(fleet.broker.queue(fleet.settings.model, lane), "somebody", 60)
+    VERBS[verb](fleet)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("unknown", [None, ["somebody"]])
+def test_nothing_is_said_where_it_can_not_be_known(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, unknown: object
+) -> None:
+    """None is what SQS says."""
+    monkeypatch.setattr(fleet.broker, "workers", lambda _: unknown)
+    fleet.submit(["a text"])
+    assert caplog.messages == []
+
+
+def test_nothing_is_said_when_nothing_is_queued(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    fleet.submit([], key="k")
+    assert caplog.messages == []
+
+
+def test_the_command_says_it_on_stderr(redis_server: RedisServer, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("a text\n")
+    command = [sys.executable, "-c", "from embedfleet.entry import main; main()", "submit", "in.txt", "--to", "out"]
+    environment = {**os.environ, "EMBEDFLEET_BROKER_URL": redis_server.url}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, ALONE + "\n")

@@ -9,7 +9,7 @@ import pytest
 
 from embedfleet import Fleet, Pgvector
 from embedfleet.contract import Batch
-from embedfleet.errors import BrokerUnavailable, DeadlineExceeded, EngineFailed, EngineUnavailable
+from embedfleet.errors import BrokerUnavailable, DeadlineExceeded, EngineFailed, EngineUnavailable, EngineUnreachable
 from embedfleet.job import Job
 from embedfleet.models import DEFAULT_MODEL, profile_of
 from embedfleet.redis import RedisBroker
@@ -164,6 +164,21 @@ def test_an_outage_of_the_store_charges_nobody(world: World, tmp_path: Path) -> 
         world.embed(job)
     assert given_back.value.outage
     assert world.counts(job).get() == Count()
+
+
+@pytest.mark.parametrize("suspected", [False, True])
+def test_an_outage_of_the_server_that_embeds_charges_nobody(world: World, suspected: bool) -> None:
+    job = world.submit()
+    if suspected:
+        world.kill_workers(job, 1)
+    before = world.counts(job).get()
+    world.engine.failure = EngineUnreachable("the server is gone")
+    for _ in range(ALONE_STARTS + 2):
+        with pytest.raises(GiveBack) as given_back:
+            world.embed(job)
+        assert (given_back.value.outage, given_back.value.blamed) == (True, False)
+        assert world.counts(job).get() == before
+    assert world.letters() == []
 
 
 # The same message twice

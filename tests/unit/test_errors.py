@@ -57,7 +57,7 @@ def test_every_error_says_in_a_line_what_it_means() -> None:
 
 
 def test_the_surface_is_what_all_says() -> None:
-    types = "AsyncFleet AsyncJob EmbedSettings EmbedfleetError Fleet Job JobStatus Pgvector Webhook"
+    types = "AsyncFleet AsyncJob Chunking EmbedSettings EmbedfleetError Fleet Job JobStatus Pgvector Webhook"
     assert embedfleet.__all__ == [*types.split(), "errors"]
     public = {
         name

@@ -60,6 +60,18 @@ def test_a_job_is_done_when_every_part_is_there(fleet: Fleet) -> None:
     assert sorted(each["engine"] for each in manifest.provenance) == ["test 0", "test 1"]
 
 
+def test_a_part_without_a_vector_has_nothing_to_say_of_what_made_it(fleet: Fleet) -> None:
+    job = fleet.submit(TEXTS)
+    commit(job, 0, 1)
+    rows = [Outcome(i, error=("cancelled", "said so")) for i in job.folder.input(2).ids]
+    nothing = Outcomes(rows, synthetic_vectors([row.id for row in rows], 384))
+    job.folder.write_part(2, write_part(nothing, "float32", job.id, 2))
+    assert job.status().state == "done"
+    manifest = job.folder.manifest()
+    assert manifest is not None
+    assert sorted(each["engine"] for each in manifest.provenance) == ["test 0", "test 1"]
+
+
 def test_whoever_looks_later_counts_the_same(fleet: Fleet) -> None:
     job = fleet.submit(TEXTS)
     commit(job, 2, 0)

@@ -1,16 +1,17 @@
 """Model profiles and resolved settings: facts about each model, and refusals that name what would be allowed."""
 
-import json
-import shutil
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedfleet.client import Fleet
 from embedfleet.contract import EmbedSettings
-from embedfleet.errors import SettingsError, UnknownModel
-from embedfleet.models import DEFAULT_MODEL, PROFILES, profile_of, resolve
+from embedfleet.errors import ConfigurationError, SettingsError
+from embedfleet.models import DEFAULT_MODEL, profile_of, resolve
+from embedfleet.profiles import PROFILES
 from embedfleet.settings import load
 
 QWEN = "Qwen/Qwen3-Embedding-0.6B"
@@ -23,48 +24,58 @@ def refusal(default_model: str = QWEN, **settings: object) -> str:
     return str(refused.value)
 
 
-def copy_of(folder: Path, to: Path) -> Path:
-    shutil.copytree(folder, to)
-    return to
-
-
-def edit(file: Path, **changes: object) -> None:
-    content = json.loads(file.read_text())
-    for name, value in changes.items():
-        content.pop(name, None)
-        if value is not None:
-            content[name] = value
-    file.write_text(json.dumps(content))
-
-
 # What is known of each model
 
 
-@pytest.mark.parametrize(
-    ("name", "dimensions", "max_tokens", "pooling", "smallest"),
-    [
-        ("sentence-transformers/all-MiniLM-L6-v2", 384, 256, "mean", None),
-        ("Qwen/Qwen3-Embedding-0.6B", 1024, 32_768, "last", 32),
-        ("Qwen/Qwen3-Embedding-4B", 2560, 32_768, "last", 32),
-        ("Qwen/Qwen3-Embedding-8B", 4096, 32_768, "last", 32),
-    ],
-)
-def test_the_facts_of_each_model(
-    name: str, dimensions: int, max_tokens: int, pooling: str, smallest: int | None
-) -> None:
-    profile = profile_of(name)
-    assert (profile.name, profile.dimensions, profile.max_tokens) == (name, dimensions, max_tokens)
-    assert (profile.pooling, profile.min_dimensions) == (pooling, smallest)
+FACTS = {
+    "sentence-transformers/all-MiniLM-L6-v2": (384, 256, "mean", 22_713_216),
+    "Qwen/Qwen3-Embedding-0.6B": (1024, 32_768, "last", 595_776_512),
+    "Qwen/Qwen3-Embedding-4B": (2560, 32_768, "last", 4_021_774_336),
+    "Qwen/Qwen3-Embedding-8B": (4096, 32_768, "last", 7_567_295_488),
+    "BAAI/bge-small-en-v1.5": (384, 512, "cls", 33_360_000),
+    "BAAI/bge-base-en-v1.5": (768, 512, "cls", 109_482_240),
+    "BAAI/bge-large-en-v1.5": (1024, 512, "cls", 335_141_888),
+    "BAAI/bge-m3": (1024, 8192, "cls", 567_754_752),
+    "intfloat/multilingual-e5-small": (384, 512, "mean", 117_653_760),
+    "intfloat/multilingual-e5-base": (768, 512, "mean", 278_043_648),
+    "intfloat/multilingual-e5-large": (1024, 512, "mean", 559_890_432),
+    "intfloat/multilingual-e5-large-instruct": (1024, 512, "mean", 559_890_432),
+}
+QWENS = {name for name in FACTS if name.startswith("Qwen/")}
 
 
-def test_no_model_is_left_out_above() -> None:
-    assert len(PROFILES) == 4
-    assert DEFAULT_MODEL == "sentence-transformers/all-MiniLM-L6-v2"
+def test_the_facts_of_each_model() -> None:
+    known = {
+        name: (found.dimensions, found.max_tokens, found.pooling, found.parameters) for name, found in PROFILES.items()
+    }
+    assert known == FACTS
+    assert all(profile_of(name).name == name for name in FACTS)
+
+
+def test_qwen_gives_every_length_from_32_on_and_the_others_one() -> None:
+    for name, profile in PROFILES.items():
+        shorter = [length for length in range(1, profile.dimensions) if profile.allows(length)]
+        assert shorter == (list(range(32, profile.dimensions)) if name in QWENS else [])
+        assert profile.allows(profile.dimensions)
 
 
 def test_qwen_is_never_run_in_float16() -> None:
     for name, profile in PROFILES.items():
-        assert ("float16" in profile.dtypes) == (not name.startswith("Qwen/"))
+        assert profile.dtypes[:2] == ("bfloat16", "float32")
+        assert ("float16" in profile.dtypes) == (name not in QWENS)
+
+
+@pytest.mark.parametrize("name", [name for name in FACTS if not name.startswith("Qwen/")])
+def test_the_numbers_of_weights_are_those_of_the_shapes(name: str) -> None:
+    """All others are BERT's layers: token, position and type embeddings, layers, a pooler that is loaded and unused."""
+    width, limit, _, parameters = FACTS[name]
+    multilingual = "/multilingual" in name or name.endswith("m3")
+    bert = not multilingual or name.endswith("e5-small")
+    words = (250_037 if name.endswith("e5-small") else 250_002) if multilingual else 30_522
+    positions, types = (512, 2) if bert else (limit + 2, 1)
+    layers = {384: 6 if name.startswith("sentence") else 12, 768: 12, 1024: 24}[width]
+    layer = 4 * (width * width + width) + 2 * (4 * width * width) + 5 * width + 4 * width
+    assert (words + positions + types + 2) * width + layers * layer + width * width + width == parameters
 
 
 def test_minilm_has_the_numbers_of_its_own_files(minilm: Path) -> None:
@@ -139,7 +150,8 @@ def test_an_instruction_for_a_model_that_takes_none() -> None:
 
 
 def test_a_prompt_name_that_is_none_names_those_there_are() -> None:
-    assert refusal(input_type="query", prompt_name="clustering") == f"prompt_name='clustering': {QWEN} has query."
+    names = "query, retrieval, code, legal, bitext, classification, clustering"
+    assert refusal(input_type="query", prompt_name="poetry") == f"prompt_name='poetry': {QWEN} has {names}."
 
 
 def test_instruction_and_prompt_name_exclude_each_other() -> None:
@@ -150,155 +162,31 @@ def test_a_blank_instruction_is_refused() -> None:
     assert "it is blank" in refusal(input_type="query", instruction=" \n")
 
 
-def test_an_unknown_model_names_the_known_ones() -> None:
-    with pytest.raises(UnknownModel) as refused:
-        resolve(EmbedSettings(model="nobody/knows"), DEFAULT_MODEL)
-    assert "model 'nobody/knows'" in str(refused.value)
-    assert all(name in str(refused.value) for name in PROFILES)
+def test_every_prompt_name_is_an_instruction() -> None:
+    for name, instruction in profile_of(QWEN).instructions.items():
+        assert resolve(EmbedSettings(input_type="query", prompt_name=name), QWEN).instruction == instruction
+        assert 'Set input_type="query"' in refusal(prompt_name=name)
 
 
-# Folders
+@pytest.mark.parametrize("model", ["BAAI/bge-m3", "BAAI/bge-small-en-v1.5", "intfloat/multilingual-e5-base"])
+def test_models_with_a_prompt_of_their_own_take_no_instruction(model: str) -> None:
+    assert refusal(model, input_type="query", instruction="Find it").startswith(f"instruction: {model} takes none")
+    assert refusal(model, input_type="query", prompt_name="query").startswith(f"instruction: {model} takes none")
 
 
-def test_the_profile_of_a_folder_comes_from_its_files(tiny_qwen3: Path) -> None:
-    profile = profile_of(str(tiny_qwen3))
-    assert profile.name == str(tiny_qwen3)
-    assert (profile.dimensions, profile.max_tokens, profile.pooling, profile.min_dimensions) == (128, 512, "last", 32)
-    assert profile.query_template == "Instruct: {instruction}\nQuery:{text}"
-    assert profile.instructions == {"query": WEB_SEARCH}
-    assert "float16" not in profile.dtypes
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16", "float32"])
+def test_a_sound_dtype_is_taken(dtype: str) -> None:
+    assert load(model=QWEN, dtype=dtype).resolve(EmbedSettings()).dimensions == 1024
 
 
-def test_a_folder_without_modules_json_has_unknown_pooling(tiny_qwen3: Path, tmp_path: Path) -> None:
-    folder = copy_of(tiny_qwen3, tmp_path / "model")
-    (folder / "modules.json").unlink()
-    with pytest.raises(UnknownModel, match=r"no modules.json, so its pooling is unknown"):
-        profile_of(str(folder))
-
-
-@pytest.mark.parametrize("name", ["config.json", "1_Pooling/config.json"])
-@pytest.mark.parametrize("content", ["", "[]", "{", "null"])
-def test_a_file_that_is_no_json_object_is_named(tiny_qwen3: Path, tmp_path: Path, name: str, content: str) -> None:
-    folder = copy_of(tiny_qwen3, tmp_path / "model")
-    (folder / name).write_text(content)
-    with pytest.raises(UnknownModel, match=name):
-        profile_of(str(folder))
-
-
-def test_pooling_must_be_one_we_know(tiny_qwen3: Path, tmp_path: Path) -> None:
-    for number, changes in enumerate(
-        ({"pooling_mode_lasttoken": False}, {"pooling_mode_mean_tokens": True}, {"pooling_mode_lasttoken": None})
-    ):
-        folder = copy_of(tiny_qwen3, tmp_path / f"model-{number}")
-        edit(folder / "1_Pooling" / "config.json", **changes)
-        with pytest.raises(UnknownModel, match="must name mean, cls or lasttoken"):
-            profile_of(str(folder))
-
-
-def prompts(folder: Path, **content: object) -> None:
-    edit(folder / "config_sentence_transformers.json", **content)
-
-
-@pytest.mark.parametrize(
-    ("content", "document", "query"),
-    [
-        ({"prompts": {"query": "q: ", "document": "d: "}}, "d: {text}", "q: {text}"),
-        ({"prompts": {"query": "q: ", "passage": "p: "}}, "p: {text}", "q: {text}"),
-        ({"prompts": {"a": "all {x}: "}, "default_prompt_name": "a"}, "all {{x}}: {text}", "all {{x}}: {text}"),
-        ({"prompts": {"query": "q: "}}, "{text}", "q: {text}"),
-        ({"prompts": None}, "{text}", "{text}"),
-    ],
-)
-def test_the_prompts_of_a_folder_are_those_sentence_transformers_takes(
-    tiny_qwen3: Path, tmp_path: Path, content: dict[str, object], document: str, query: str
-) -> None:
-    folder = copy_of(tiny_qwen3, tmp_path / "model")
-    prompts(folder, **content)
-    profile = profile_of(str(folder))
-    assert (profile.document_template, profile.query_template) == (document, query)
-
-
-def test_modules_that_would_change_the_vectors_are_refused(tiny_qwen3: Path, tmp_path: Path) -> None:
-    folder = copy_of(tiny_qwen3, tmp_path / "model")
-    modules = json.loads((folder / "modules.json").read_text())
-    (folder / "modules.json").write_text(json.dumps([*modules, {"type": "sentence_transformers.models.Dense"}]))
-    with pytest.raises(UnknownModel, match="its module Dense is not supported"):
-        profile_of(str(folder))
-
-
-@pytest.mark.parametrize(
-    ("bert", "tokenizer", "config", "limit"),
-    [
-        ({"max_seq_length": 100}, {"model_max_length": 200}, {}, 100),
-        ({}, {"model_max_length": 200}, {}, 200),
-        ({}, {"model_max_length": 10**30}, {}, 512),
-        ({"max_seq_length": 900}, {"model_max_length": None}, {}, 512),
-        ({}, {"model_max_length": None}, {"model_type": "xlm-roberta", "max_position_embeddings": 514}, 512),
-    ],
-)
-def test_the_token_limit_is_the_smallest_that_a_file_names(
-    tiny_qwen3: Path,
-    tmp_path: Path,
-    bert: dict[str, object],
-    tokenizer: dict[str, object],
-    config: dict[str, object],
-    limit: int,
-) -> None:
-    folder = copy_of(tiny_qwen3, tmp_path / "model")
-    (folder / "sentence_bert_config.json").write_text(json.dumps(bert))
-    edit(folder / "tokenizer_config.json", **tokenizer)
-    edit(folder / "config.json", **config)
-    assert profile_of(str(folder)).max_tokens == limit
-
-
-@pytest.mark.parametrize("content", ["{}", "[]", "[7]", "null"])
-def test_modules_must_be_a_list(tiny_qwen3: Path, tmp_path: Path, content: str) -> None:
-    folder = copy_of(tiny_qwen3, tmp_path / "model")
-    (folder / "modules.json").write_text(content)
-    with pytest.raises(UnknownModel, match="a list of modules was expected"):
-        profile_of(str(folder))
-
-
-def test_pooling_without_the_prompt_is_refused(tiny_qwen3: Path, tmp_path: Path) -> None:
-    folder = copy_of(tiny_qwen3, tmp_path / "model")
-    edit(folder / "1_Pooling" / "config.json", include_prompt=False)
-    with pytest.raises(UnknownModel, match="leaves the prompt out"):
-        profile_of(str(folder))
-
-
-def test_a_folder_has_one_name_wherever_one_is(tiny_qwen3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is part of the queue's name."""
-    monkeypatch.chdir(tiny_qwen3.parent)
-    assert (
-        resolve(EmbedSettings(), tiny_qwen3.name).model == load(model=f"./{tiny_qwen3.name}/").model == str(tiny_qwen3)
-    )
-
-
-def test_pooling_may_be_given_as_a_name(tiny_qwen3: Path, tmp_path: Path) -> None:
-    folder = copy_of(tiny_qwen3, tmp_path / "model")
-    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
-    assert profile_of(str(folder)).pooling == "cls"
-
-
-@pytest.mark.parametrize("name", ["hidden_size", "max_position_embeddings"])
-def test_a_folder_that_lacks_a_number_is_refused_by_its_name(tiny_qwen3: Path, tmp_path: Path, name: str) -> None:
-    folder = copy_of(tiny_qwen3, tmp_path / "model")
-    (folder / "sentence_bert_config.json").unlink()
-    edit(folder / "config.json", **{name: None})
-    with pytest.raises(UnknownModel, match=name):
-        profile_of(str(folder))
-
-
-def test_a_folder_without_matryoshka_has_one_length(tiny_qwen3: Path, tmp_path: Path) -> None:
-    folder = copy_of(tiny_qwen3, tmp_path / "model")
-    edit(folder / "config.json", is_matryoshka=None)
-    assert profile_of(str(folder)).min_dimensions is None
-    assert not profile_of(str(folder)).allows(64)
-
-
-def test_a_query_prompt_that_is_a_plain_prefix_stays_one(tiny_qwen3: Path, tmp_path: Path) -> None:
-    folder = copy_of(tiny_qwen3, tmp_path / "model")
-    edit(folder / "config_sentence_transformers.json", prompts={"query": "query {x}: "})
-    profile = profile_of(str(folder))
-    assert profile.query_template.format(text="a", instruction=None) == "query {x}: a"
-    assert not profile.takes_instruction
+def test_float16_is_refused_where_it_overflows_before_anything_is_queued(tmp_path: Path) -> None:
+    said = f"dtype float16: {QWEN} is not sound in it (it overflows). Take bfloat16 or float32."
+    with pytest.raises(ConfigurationError, match=re.escape(said)):
+        load(dtype="float16").resolve(EmbedSettings(model=QWEN))
+    fleet = Fleet(model=QWEN, dtype="float16", broker_url="redis://127.0.0.1:1/0", store=str(tmp_path / "store"))
+    for verb in (fleet.submit, fleet.enqueue, fleet.embed):
+        with pytest.raises(ConfigurationError, match=re.escape(said)):
+            verb(["a text"])
+    assert not (tmp_path / "store").exists()
+    assert load(dtype="float16").resolve(EmbedSettings()).model == DEFAULT_MODEL
+    assert load(dtype="float16", model=QWEN, engine="synthetic").resolve(EmbedSettings()).model == QWEN

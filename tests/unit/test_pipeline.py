@@ -199,7 +199,7 @@ def test_what_the_engine_refuses_is_that_texts_error(engine: FakeEngine) -> None
 
 def test_too_long_says_how_long_and_what_would_help(engine: FakeEngine) -> None:
     outcomes = run(engine, [LONG])
-    assert message(outcomes, 0) == "21 tokens and the limit is 12; on_overflow=truncate would cut it"
+    assert message(outcomes, 0) == "21 tokens and the limit is 12; on_overflow=truncate would cut it, chunk split it"
 
 
 def test_truncate_cuts_and_says_so(engine: FakeEngine) -> None:
@@ -307,6 +307,13 @@ def test_the_outcomes_say_what_made_them(engine: FakeEngine) -> None:
         "on_overflow": "truncate",
     }
     assert run(engine, ["a"]).provenance["template"] == "{text}"
+
+
+def test_what_was_cached_says_the_same_of_what_made_it(engine: FakeEngine) -> None:
+    cache = DictCache()
+    first, second = (run(engine, ["a"], cache=cache) for _ in range(2))
+    assert [outcomes.rows[0].cached for outcomes in (first, second)] == [False, True]
+    assert second.provenance == first.provenance
 
 
 def test_the_time_of_every_stage_is_kept(engine: FakeEngine) -> None:

@@ -50,6 +50,8 @@ def test_an_argument_that_is_none_was_not_given(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("name", FleetSettings.model_fields)
 def test_every_setting_can_come_from_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     values = {"engine": "synthetic", "dtype": "float32", "queues": "bulk", "signing_key": "7" * 16}
+    values["models"] = '{"org/ours": {"dimensions": 768, "max_tokens": 512, "pooling": "cls"}}'
+    values["openai_url"] = "http://77"
     value = values.get(name, "77")
     monkeypatch.setenv(f"EMBEDFLEET_{name.upper()}", value)
     default = FleetSettings.model_fields[name].get_default()
@@ -246,3 +248,12 @@ def test_a_process_given_the_environment_has_the_same_settings(
 def test_a_deadline_that_no_clock_can_wait_for_is_refused(deadline_s: str) -> None:
     with pytest.raises(ConfigurationError, match="deadline_s"):
         load(deadline_s=deadline_s)
+
+
+def test_quantisation_goes_to_the_workers_and_into_keys_that_are_made_up() -> None:
+    """The weights are others then. Where it is not set, keys are those of before there was this setting."""
+    plain, quantised = load(), load(quantization="fp8")
+    assert quantised.environment()["EMBEDFLEET_QUANTIZATION"] == "fp8"
+    assert "EMBEDFLEET_QUANTIZATION" not in plain.environment()
+    assert plain.what_makes_vectors(None) == {"engine": "vllm", "revision": None, "dtype": "auto", "max_tokens": None}
+    assert quantised.what_makes_vectors(None) == {**plain.what_makes_vectors(None), "quantization": "fp8"}

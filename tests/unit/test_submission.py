@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedfleet.contract import Batch, Batching, EmbedSettings, JobSpec, Sealed
+from embedfleet.contract import Batch, Batching, Chunking, EmbedSettings, JobSpec, Sealed
 from embedfleet.errors import InputError, JobMismatch
 from embedfleet.folder import Folder
 from embedfleet.jobfolder import JobFolder
@@ -296,6 +296,8 @@ def test_a_text_that_is_no_string_of_another_kind_is_a_difference(producer: Prod
         ("input_type", "query"),
         ("encoding", "float16"),
         ("on_overflow", "truncate"),
+        ("chunking", Chunking(max_tokens=64)),
+        ("cache", "off"),
     ],
 )
 def test_another_setting_is_named_with_both_values(producer: Producer, name: str, value: object) -> None:
@@ -308,7 +310,7 @@ def test_another_setting_is_named_with_both_values(producer: Producer, name: str
 
 def test_every_setting_is_compared() -> None:
     compared = {"model", "dimensions", "instruction", "prompt_name", "input_type", "encoding", "on_overflow"}
-    assert compared == set(EmbedSettings.model_fields), "add the new one to the test above"
+    assert compared | {"chunking", "cache"} == set(EmbedSettings.model_fields), "add the new one to the test above"
 
 
 def overtaken(producer: Producer, others: list[Record]) -> Iterator[Record]:

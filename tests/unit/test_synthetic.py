@@ -9,12 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedfleet import EmbedSettings
 from embedfleet.errors import DeadlineExceeded, EngineUnavailable
 from embedfleet.models import DEFAULT_MODEL, profile_of
 from embedfleet.settings import load
 from embedfleet.synthetic import synthetic_vectors
+from embedfleet.testing import InMemoryFleet
 from embedfleet_worker.engine.base import Priority, Tokens
 from embedfleet_worker.engine.synthetic import SyntheticEngine
+from embedfleet_worker.pipeline import NoCache, Pipeline
 
 
 def engine(**settings: Any) -> SyntheticEngine:
@@ -31,6 +34,17 @@ def test_the_same_text_gives_the_same_unit_vector_and_another_text_another(texts
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     for row, text in enumerate(texts):
         assert vectors[row].tobytes() == synthetic_vectors([text], dimensions).tobytes()
+
+
+def test_a_fleet_in_memory_says_of_its_vectors_what_a_worker_says() -> None:
+    """So that application code that reads the provenance can be tested with it."""
+    made = engine()
+    with InMemoryFleet() as fleet:
+        job = fleet.submit(["a text"], settings=EmbedSettings(encoding="float16"))
+        settings, said = job.spec.settings, job.folder.part_info(0).provenance
+    pipeline = Pipeline(made, profile_of(DEFAULT_MODEL), NoCache())
+    assert said == pipeline.run(["0"], ["a text"], settings, priority=Priority.BULK, deadline_s=10).provenance
+    made.close()
 
 
 def test_it_says_what_it_is() -> None:
@@ -59,7 +73,7 @@ def test_a_text_over_the_limit_is_too_long_or_cut() -> None:
     made = engine(max_tokens=16)
     (long,) = made.tokenise(["x" * 400], truncate=False)
     assert long.too_long == 102
-    assert made.tokenise(["x" * 400], truncate=True) == [Tokens("x" * 400, [], 16, truncated=True)]
+    assert made.tokenise(["x" * 400], truncate=True) == [Tokens("x" * 400, [], 16, truncated=True, tokens_in=102)]
     made.close()
 
 

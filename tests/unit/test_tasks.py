@@ -3,6 +3,7 @@
 Nothing but GiveBack ever leaves a task, because Celery loses the message of a task that raises.
 """
 
+import base64
 import dataclasses
 import json
 import math
@@ -17,7 +18,7 @@ from tenacity import wait_none
 
 from embedfleet import models, policies
 from embedfleet.broker import Broker, connect
-from embedfleet.contract import Batch, Batching, EmbedSettings, JobSpec, Request
+from embedfleet.contract import Batch, Batching, Chunking, EmbedSettings, JobSpec, Request
 from embedfleet.errors import BrokerUnavailable, EngineUnavailable, StoreUnavailable
 from embedfleet.folder import Folder
 from embedfleet.jobfolder import JobFolder
@@ -126,6 +127,25 @@ def test_a_part_says_which_job_and_batch_it_is_and_what_made_it(worker: Worker) 
     assert info.provenance["dimensions"] == 384
 
 
+def test_a_batch_in_chunks_becomes_a_part_with_a_row_for_each(worker: Worker) -> None:
+    chunked = resolve(EmbedSettings(on_overflow="chunk"), DEFAULT_MODEL)
+    worker.tasks.embed(worker.submit(chunked, ["a", "word " * 20, "", "b"]))
+    assert [(row["id"], row["chunk"], row["error"]) for row in worker.part()] == [
+        ("id-0", 0, None), ("id-1", 0, None), ("id-1", 1, None), ("id-2", 0, "empty"), ("id-3", 0, None),
+    ]  # fmt: skip
+    assert worker.part()[4]["embedding"] == worker.engine.vector("b").tolist()
+    assert worker.folder.part_info(0).totals.texts == 4
+
+
+def test_chunks_that_only_the_engine_knows_to_be_too_long_are_each_texts_error(worker: Worker) -> None:
+    """Its limit may be lower than the profile's."""
+    chunked = EmbedSettings(on_overflow="chunk", chunking=Chunking(max_tokens=100))
+    worker.tasks.embed(worker.submit(resolve(chunked, DEFAULT_MODEL)))
+    assert worker.errors() == ["dead_letter"] * 4
+    assert "chunking.max_tokens=100: the limit of " in worker.part()[0]["error_message"]
+    assert worker.dead_letters() == [], "there is a part: the job is told"
+
+
 def test_a_part_that_is_there_means_that_nothing_is_left_to_do(worker: Worker) -> None:
     message = worker.submit()
     worker.folder.write_part(0, b"another worker's")
@@ -215,14 +235,77 @@ def test_two_workers_with_the_same_batch_leave_one_part(
 # Messages nobody can do
 
 
-def test_a_model_this_worker_does_not_run_is_a_dead_letter_and_the_folder_stays_as_it_was(worker: Worker) -> None:
-    message = worker.submit(SETTINGS.model_copy(update={"model": "Qwen/Qwen3-Embedding-8B", "dimensions": 4096}))
+OTHER = "Qwen/Qwen3-Embedding-8B"
+
+
+def waiting(worker: Worker, queue: str) -> list[dict[str, Any]]:
+    """What the messages in a queue say."""
+    bodies = [json.loads(message)["body"] for message in worker.server.client.lrange(queue, 0, -1)]
+    return [json.loads(base64.b64decode(body))[0][0] for body in bodies]
+
+
+@pytest.mark.parametrize(
+    ("model", "spec_fields"),
+    [(OTHER, {}), (DEFAULT_MODEL, {"revision": "another"}), (DEFAULT_MODEL, {"synthetic": True})],
+)
+def test_a_batch_in_another_models_queue_moves_on_to_its_own(
+    worker: Worker, caplog: pytest.LogCaptureFixture, model: str, spec_fields: dict[str, Any]
+) -> None:
+    message = worker.submit(SETTINGS.model_copy(update={"model": model}), **spec_fields)
+    before, queue = worker.files(), worker.tasks.broker.queue_of(worker.folder.spec())
+    worker.tasks.embed(message)
+    assert waiting(worker, queue) == [message]
+    assert worker.files() == before, "no part, and nothing is delivered"
+    assert worker.engine.asked == []
+    assert worker.dead_letters() == []
+    assert f"moved on to {queue}, for {model}; no worker is running there" in caplog.text
+
+
+def test_nothing_is_said_of_workers_that_are_there(worker: Worker, caplog: pytest.LogCaptureFixture) -> None:
+    message = worker.submit(SETTINGS.model_copy(update={"model": OTHER}))
+    worker.tasks.broker.announce(worker.tasks.broker.queue(OTHER, "bulk"), "another", 60)
+    worker.tasks.embed(message)
+    assert "moved on to" in caplog.text
+    assert "no worker" not in caplog.text
+
+
+def test_what_moved_is_done_there_and_does_not_move_again(worker: Worker) -> None:
+    message = worker.submit(SETTINGS.model_copy(update={"model": OTHER}))
+    worker.tasks.embed(message)
+    others = dataclasses.replace(worker.tasks, model=OTHER)
+    others.embed(waiting(worker, worker.tasks.broker.queue(OTHER, "bulk"))[0])
+    assert worker.errors() == [None, "empty", None, None]
+    assert worker.server.client.llen(worker.tasks.broker.queue(DEFAULT_MODEL, "bulk")) == 0
+
+
+def test_a_message_in_its_own_queue_that_names_no_model_is_a_dead_letter(worker: Worker) -> None:
+    message = worker.submit(SETTINGS.model_copy(update={"model": None}))
     before = worker.files()
     worker.tasks.embed(message)
     assert worker.files() == before
-    assert worker.engine.asked == []
     assert worker.dead_letters()[0]["message"] == message
-    assert "model 'Qwen/Qwen3-Embedding-8B': this worker runs" in worker.reason()
+    assert "model None: this worker runs" in worker.reason()
+
+
+def test_a_batch_that_can_not_be_moved_goes_back(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = worker.submit(SETTINGS.model_copy(update={"model": OTHER}))
+
+    def gone(*_: object) -> None:
+        raise BrokerUnavailable("gone")
+
+    monkeypatch.setattr(worker.tasks.broker, "publish_all", gone)
+    with pytest.raises(GiveBack):
+        worker.tasks.embed(message)
+    assert worker.dead_letters() == []
+
+
+def test_a_request_in_another_models_queue_moves_on_if_somebody_is_there(worker: Worker) -> None:
+    queue = worker.tasks.broker.queue(OTHER, "interactive")
+    worker.tasks.broker.announce(queue, "another", 60)
+    message = request(worker, model=OTHER, dimensions=4096)
+    worker.tasks.answer(message)
+    assert reply(worker) is None
+    assert waiting(worker, queue) == [message]
 
 
 FOREIGN_STORES = {
@@ -575,7 +658,16 @@ def test_what_expires_is_told_by_the_brokers_clock(worker: Worker, monkeypatch: 
     assert reply(worker) is None
 
 
-@pytest.mark.parametrize("settings", [{"model": "Qwen/Qwen3-Embedding-8B"}, {"dimensions": 17}, {"instruction": "x"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model": "Qwen/Qwen3-Embedding-8B"},
+        {"dimensions": 17},
+        {"instruction": "x"},
+        {"on_overflow": "chunk"},  # a text may have several vectors then
+        {"on_overflow": "chunk", "chunking": Chunking(output="mean", max_tokens=100)},  # the engine's limit is 12
+    ],
+)
 def test_a_request_that_can_not_be_done_is_answered_with_the_reason(
     worker: Worker, settings: dict[str, object]
 ) -> None:
@@ -593,14 +685,6 @@ def test_a_request_nobody_can_read_is_a_dead_letter_without_its_texts(worker: Wo
     assert worker.reason()
     assert "a secret" not in json.dumps(worker.dead_letters())
     assert reply(worker) is None
-
-
-@pytest.mark.parametrize("changed", [{"revision": "another"}, {"synthetic": True}])
-def test_a_job_for_another_revision_or_kind_of_engine_is_a_dead_letter(worker: Worker, changed: dict[str, Any]) -> None:
-    message = worker.submit(**changed)
-    worker.tasks.embed(message)
-    assert "this worker" in worker.reason()
-    assert not worker.folder.has_part(0)
 
 
 def test_a_request_is_in_the_engine_no_longer_than_a_batch_may(worker: Worker) -> None:

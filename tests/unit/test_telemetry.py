@@ -228,7 +228,7 @@ def test_a_broker_that_hangs_holds_no_scrape_and_one_thread(metrics: Metrics, mo
 
 def test_hits_and_misses_are_counted(metrics: Metrics, server: RedisServer) -> None:
     cache = CountedCache(VectorCache(server.url, 4), metrics)
-    cache.set([(b"a", Entry(3, False, np.ones(4, np.float32)))])
+    cache.set([(b"a", Entry(3, 3, False, np.ones(4, np.float32)))])
     found = cache.get([b"a", b"b", b"c"])
     assert [entry is not None for entry in found] == [True, False, False]
     assert nonzero(metrics, "embedfleet_cache_lookups_total") == {"hit": 1, "miss": 2}

@@ -1,6 +1,8 @@
 """Whether a model fits, and what is said when it does not; where weights are and what identifies them."""
 
+import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedfleet.errors import ConfigurationError, ModelDoesNotFit
-from embedfleet.models import DEFAULT_MODEL, PROFILES, ModelProfile, profile_of
-from embedfleet_worker.weights import Step, bytes_per_token, check_fits, digest, locate
+from embedfleet.models import DEFAULT_MODEL, ModelProfile, profile_of
+from embedfleet.profiles import PROFILES
+from embedfleet_worker.weights import Step, bytes_per_token, check_fits, check_pooling, digest, locate
 from tests.tiny_qwen3 import build
 
 GIB = 1024**3
@@ -109,3 +112,16 @@ def test_the_digest_is_that_of_names_and_contents(tmp_path: Path) -> None:
 def test_a_folder_without_weights_is_a_configuration_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"no \*.safetensors file"):
         digest(tmp_path)
+
+
+def test_files_that_pool_otherwise_are_another_models(minilm: Path, tmp_path: Path) -> None:
+    profile = PROFILES[DEFAULT_MODEL]
+    check_pooling(profile, minilm)
+    check_pooling(profile, tmp_path)  # its files say nothing, and the profile's pooling is handed to the engine
+    shutil.copytree(minilm, tmp_path / "changed", ignore=shutil.ignore_patterns("*.safetensors"))
+    file = tmp_path / "changed" / "1_Pooling" / "config.json"
+    changed = {**json.loads(file.read_text()), "pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}
+    file.write_text(json.dumps(changed))
+    with pytest.raises(ConfigurationError, match="say cls pooling, and the model's is mean"):
+        check_pooling(profile, tmp_path / "changed")
+    check_pooling(profile_of(str(tmp_path / "changed")), tmp_path / "changed")

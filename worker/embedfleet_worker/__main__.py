@@ -1,4 +1,5 @@
-"""Settings → engine → serving. Exit codes: 0 stopped, 2 configuration, 70 the engine died, 75 the broker is not there.
+"""Settings → engine → serving. Exit codes: 0 stopped, 2 configuration, 70 the engine died, 75 the broker or the
+server that embeds is not there.
 
 A supervisor starts a fresh process after 70 and 75; after 2 somebody has to change a setting first.
 """
@@ -20,10 +21,10 @@ os.environ.setdefault("PROMETHEUS_DISABLE_CREATED_SERIES", "true")  # a second s
 from embedfleet.broker import Broker, connect
 from embedfleet.contract import TASK_ANSWER, TASK_COMPLETE, TASK_DELIVER, TASK_EMBED
 from embedfleet.errors import ConfigurationError, EmbedfleetError, Retryable, StoreUnavailable
-from embedfleet.models import ModelProfile, profile_of
+from embedfleet.models import ModelProfile
 from embedfleet.settings import FleetSettings, load
 from embedfleet.store import open_store
-from embedfleet_worker import logs
+from embedfleet_worker import logs, probes, weights
 from embedfleet_worker.app import Work
 from embedfleet_worker.cache import VectorCache
 from embedfleet_worker.deliveries import Deliveries
@@ -80,11 +81,14 @@ def _leave(notice: str) -> None:
 
 def _pipeline(settings: FleetSettings, health: Health, metrics: Metrics) -> Pipeline:
     """The engine, ready to embed, with what is around it; the process ends when the engine dies."""
-    profile = profile_of(settings.model)
+    profile = settings.profile()
     cache = _cache(settings, profile, metrics)
     health.doing = "loading the model"
     engine = load_engine(profile, settings)
     health.engine_dead = engine.dead
+    if settings.engine != "synthetic":  # whose vectors mean nothing
+        health.doing = "embedding probe texts"
+        probes.check(engine, profile, settings.deadline_s)
     metrics.describe(engine.identity)
     return Pipeline(engine, profile, cache, settings.cache_salt.get_secret_value())
 
@@ -103,9 +107,14 @@ def _check_stores(settings: FleetSettings) -> None:
 
 
 def load_engine(profile: ModelProfile, settings: FleetSettings) -> Engine:
-    """The engine of the settings, ready to embed. vLLM is imported only when it is wanted."""
+    """The engine of the settings, ready to embed. What an engine needs is imported only when it is wanted."""
     if settings.engine == "synthetic":
         return SyntheticEngine(profile, settings)
+    if settings.engine == "openai":
+        weights.check_tokenizers()
+        from embedfleet_worker.engine.openai import OpenaiEngine
+
+        return OpenaiEngine(profile, settings)
     from embedfleet_worker.engine.vllm import VllmEngine
 
     return VllmEngine(profile, settings)

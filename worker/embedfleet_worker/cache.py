@@ -23,11 +23,11 @@ from embedfleet_worker.engine.base import Identity
 
 log = logging.getLogger(__name__)
 
-KEY_VERSION = 1
+KEY_VERSION = 2
 _TIMEOUT_S = 0.5  # a batch takes the engine about as long: a slow cache may not cost more than it saves
 _PAUSE_S = 10.0  # after a failure, so that a cache that is down costs one timeout in ten seconds
 _TTL_S = 30 * 24 * 3600
-_HEAD = struct.Struct("<I?")
+_HEAD = struct.Struct("<II?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,9 @@ class Entry:
     """What is kept of one prompt."""
 
     n_tokens: int
+    """Given to the model."""
+    tokens_in: int
+    """Of the whole prompt: more only if it was truncated."""
     truncated: bool
     vector: np.ndarray[Any, Any]
     """(full dimensions,) float32."""
@@ -80,7 +83,8 @@ class VectorCache:
         def put() -> object:
             pipe = self._redis.pipeline(transaction=False)
             for key, entry in entries:
-                pipe.set(key, _HEAD.pack(entry.n_tokens, entry.truncated) + entry.vector.tobytes(), ex=_TTL_S)
+                head = _HEAD.pack(entry.n_tokens, entry.tokens_in, entry.truncated)
+                pipe.set(key, head + entry.vector.tobytes(), ex=_TTL_S)
             return pipe.execute()
 
         self._ask(put)
@@ -104,8 +108,8 @@ class VectorCache:
     def _decode(self, value: bytes | None) -> Entry | None:
         if value is None or len(value) != self._size:
             return None
-        n_tokens, truncated = _HEAD.unpack_from(value)
-        return Entry(n_tokens, truncated, np.frombuffer(value, "<f4", offset=_HEAD.size))
+        n_tokens, tokens_in, truncated = _HEAD.unpack_from(value)
+        return Entry(n_tokens, tokens_in, truncated, np.frombuffer(value, "<f4", offset=_HEAD.size))
 
     def _is_down(self) -> bool:
         return time.monotonic() < self._down_until

@@ -12,4 +12,6 @@ def render(text: str, settings: EmbedSettings, profile: ModelProfile) -> str:
     >>> render("what is a lease?", EmbedSettings(input_type="query", instruction="Find the clause"), qwen)
     'Instruct: Find the clause\\nQuery:what is a lease?'
     """
-    return profile.template(settings.input_type).format(text=text, instruction=settings.instruction)
+    return profile.template(settings.input_type, settings.prompt_name).format(
+        text=text, instruction=settings.instruction
+    )

@@ -15,6 +15,7 @@ from embedfleet.errors import (
     DeadlineExceeded,
     EngineFailed,
     EngineUnavailable,
+    EngineUnreachable,
     Permanent,
     Retryable,
     StoreUnavailable,
@@ -77,7 +78,7 @@ def settle(broker: Broker, work: Callable[[object], None], message: object, queu
         raise
     except Retryable as exc:
         log.warning("given back: %s", exc)
-        outage = isinstance(exc, StoreUnavailable | BrokerUnavailable)
+        outage = isinstance(exc, StoreUnavailable | BrokerUnavailable | EngineUnreachable)
         raise GiveBack(str(exc), outage=outage, blamed=isinstance(exc, BLAMED)) from None
     except MemoryError:  # whoever took it
         log.error("given back: out of memory")

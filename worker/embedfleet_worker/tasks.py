@@ -7,8 +7,9 @@ from functools import partial
 
 from embedfleet import models, policies
 from embedfleet.broker import Broker
+from embedfleet.chunking import check_round_trip
 from embedfleet.contract import Batch, EmbedSettings, JobSpec, Request
-from embedfleet.errors import ContractError, DeadlineExceeded, NotFound, Permanent, Retryable
+from embedfleet.errors import ContractError, DeadlineExceeded, NotFound, Permanent, Retryable, SettingsError
 from embedfleet.jobfolder import JobFolder, delivery
 from embedfleet.redis import RedisBroker
 from embedfleet.settings import DEADLINE_S
@@ -53,12 +54,22 @@ class Tasks:
         logs.bind(job=batch.job, batch=batch.batch)
         folder = JobFolder(open_store(check_allowed(batch.to, self.allowed_stores)), batch.job)
         with self.turns.turn(f"{batch.to}/{batch.job}/{batch.batch}"):
-            counts = counts_of_batch(self.broker, self.broker.queue(self.model, "bulk"), folder, batch.batch, times)
+            spec, queue = folder.spec(), self.broker.queue(self.model, "bulk")
+            if self.broker.queue_of(spec) != queue:
+                self._move_on(batch, self.broker.queue_of(spec), spec.settings)
+                return
+            counts = counts_of_batch(self.broker, queue, folder, batch.batch, times)
             if folder.has_part(batch.batch):
                 counts.clear()  # who wrote it died before it could
             else:
-                self._commit(folder, batch, counts)
+                self._commit(folder, batch, spec, counts)
             self._hand_over(folder, batch.batch)
+
+    def _move_on(self, message: Batch | Request, queue: str, settings: EmbedSettings) -> None:
+        """What another model's workers do goes to their queue, which is where they look for it: it moves once."""
+        self.broker.hand_over(message, queue)
+        alone = "; no worker is running there" if self.broker.workers(queue) == [] else ""
+        log.warning("not this worker's: moved on to %s, for %s%s", queue, settings.model, alone)
 
     def _answer(self, message: object) -> None:
         request = Request.parse(message, "message")
@@ -68,11 +79,16 @@ class Tasks:
             counts.clear()
             telemetry.ended(telemetry.EXPIRED)
             return  # nobody waits any more
+        queue = self.broker.queue(request.settings.model or self.model, "interactive")
+        if queue != self.broker.queue(self.model, "interactive") and self.broker.workers(queue):
+            self._move_on(request, queue, request.settings)
+            return
         ids = [str(row) for row in range(len(request.texts))]
         given = Input(ids, list(request.texts), InputInfo(sha256="", tokens=0, rejected={}))
         try:
             self._check_model(request.settings)
-            settings = models.resolve(request.settings, self.model)
+            settings = self._resolved(request.settings)
+            check_round_trip(settings)
             with self.starts.start(counts) as alone:  # until it is answered: that too may end the worker
                 self._reply(request, self._in_time(request, given, settings, alone=alone))
         except Permanent as exc:  # a request that can't be done is answered too: its caller waits
@@ -96,10 +112,9 @@ class Tasks:
                 raise
         return failed(given.ids, 1, ("expired", "it took longer than its caller waits"))
 
-    def _commit(self, folder: JobFolder, batch: Batch, counts: Counts) -> None:
+    def _commit(self, folder: JobFolder, batch: Batch, spec: JobSpec, counts: Counts) -> None:
         """Admit, prepare, embed, commit."""
         begun = time.monotonic()
-        spec = folder.spec()
         self._check_model(spec.settings)
         self._check_spec(spec)
         try:
@@ -142,10 +157,14 @@ class Tasks:
         if spec.expires_at is not None and self.broker.clock() > spec.expires_at:
             return fail(("expired", "the job expired before this text was embedded"))
         try:
-            resolved = models.resolve(spec.settings, self.model)
+            resolved = self._resolved(spec.settings)
         except Permanent as exc:
             return fail(("dead_letter", str(exc)))
         return self._outcomes(given, resolved, Priority.BULK, self.deadline_s, alone=alone)
+
+    def _resolved(self, settings: EmbedSettings) -> EmbedSettings:
+        """Checked once more: the producer may know the model by other files."""
+        return models.resolve(settings, self.model, self.broker.settings.models, self.pipeline.identity.revision)
 
     def _check_model(self, settings: EmbedSettings) -> None:
         if settings.model != self.model:
@@ -177,6 +196,8 @@ class Tasks:
             )
         except (Retryable, MemoryError):  # the engine's
             raise
+        except SettingsError as exc:  # what only a tokenizer can tell
+            return failed(given.ids, settings, ("dead_letter", str(exc)))
         except Exception as exc:
             log_defect("batch", exc)
             problem: Problem = ("internal_error", f"its batch failed in the worker ({type(exc).__name__}); see its log")

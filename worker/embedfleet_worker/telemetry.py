@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 import embedfleet
 from embedfleet.contract import ErrorCode
 from embedfleet.settings import LANES, Lane
-from embedfleet.tables import Outcomes
+from embedfleet.tables import Outcome, Outcomes
 from embedfleet_worker.cache import Entry, VectorCache
 from embedfleet_worker.engine.base import Identity
 
@@ -113,11 +113,11 @@ class Metrics:
             if not first:
                 return
             rows = outcomes.rows
-            found = Tally([row.error[0] if row.error else "cached" if row.cached else EMBEDDED for row in rows])
+            found = Tally(_outcome(text) for text in outcomes.texts())
             for outcome, count in found.items():
                 self._texts.labels(outcome).inc(count)
             self._tokens.inc(sum([row.n_tokens or 0 for row in rows if row.error is None]))
-            self._truncated.inc(sum([row.truncated for row in rows]))
+            self._truncated.inc(sum([row.truncated for row in rows]))  # never in chunks
             ended(EMBEDDED if found[EMBEDDED] or found["cached"] else FAILED)
 
     def delivery(self, kind: str, result: str) -> None:
@@ -206,6 +206,14 @@ class _Depths(Collector):
         with _passed_by():
             known = {lane: self._depth(queue) for lane, queue in self._queues.items()}
         self._known, self._asked_at = known, time.monotonic()
+
+
+def _outcome(text: Sequence[Outcome]) -> str:
+    """Of a text, by its rows."""
+    error = text[0].error
+    if error is not None:
+        return error[0]
+    return "cached" if all(row.cached for row in text) else EMBEDDED
 
 
 @contextmanager

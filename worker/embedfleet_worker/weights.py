@@ -8,8 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from embedfleet import modelfolder
 from embedfleet.errors import ConfigurationError, ModelDoesNotFit
 from embedfleet.models import DEFAULT_MODEL, ModelProfile
+from embedfleet.profiles import PROFILES
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _GIB = 1024**3
@@ -35,7 +37,7 @@ class Step:
 def locate(model: str, revision: str | None, *, weights: bool = True) -> Path:
     """The folder with a model's files: a folder, the one the ``cpu`` extra brings, or a hub snapshot.
 
-    Without ``weights`` only a hub model's config.json is fetched. Raises ConfigurationError.
+    Without ``weights`` only a hub model's config.json and tokenizer are fetched. Raises ConfigurationError.
     """
     if Path(model).is_dir():
         return Path(model)
@@ -47,7 +49,7 @@ def locate(model: str, revision: str | None, *, weights: bool = True) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        wanted = None if weights else ["config.json"]
+        wanted = None if weights else ["config.json", "tokenizer.json"]
         found = snapshot_download(model, revision=revision, allow_patterns=wanted, ignore_patterns=_OTHER_RUNTIMES)
         return Path(found)
     except (HfHubHTTPError, OSError, ValueError) as exc:
@@ -58,6 +60,13 @@ def locate(model: str, revision: str | None, *, weights: bool = True) -> Path:
         ) from None
 
 
+def check_tokenizers() -> None:
+    """Raise ConfigurationError where the libraries are missing that a model's tokenizer takes."""
+    missing = [name for name in ("tokenizers", "huggingface_hub") if find_spec(name) is None]
+    if missing:
+        raise ConfigurationError(f'engine openai: it needs {" and ".join(missing)}: pip install "embedfleet[openai]".')
+
+
 def digest(folder: Path) -> str:
     """SHA-256 over the names and contents of the weights. Seconds for a few GB; once a start."""
     total = hashlib.sha256()
@@ -65,6 +74,16 @@ def digest(folder: Path) -> str:
         with file.open("rb") as stream:
             total.update(f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()
+
+
+def check_pooling(profile: ModelProfile, folder: Path) -> None:
+    """Raise ConfigurationError for files that pool otherwise than a known model does: they are another model's."""
+    said = modelfolder.pooling_in(folder, profile.name) if profile.name in PROFILES else None
+    if said is not None and said != profile.pooling:
+        raise ConfigurationError(
+            f"model {profile.name}: the files in {folder} say {said} pooling, and the model's is {profile.pooling}. "
+            "They are damaged or another model's: fetch them anew, or give the folder itself as EMBEDFLEET_MODEL."
+        )
 
 
 def check_fits(

@@ -30,13 +30,16 @@ class Parcel:
 
     @cached_property
     def table(self) -> "pa.Table":
-        """The part: id, chunk, embedding, error and so on, a row a text, in the order of :attr:`records`."""
+        """The part: id, chunk, embedding, error and so on, a row a text, or several where a text is in chunks.
+
+        Whose a row is, its id says, never its position.
+        """
         path = self.folder.part_path(self.batch)
         return read_part(self.folder.store.get(path), path)[0]
 
     @property
     def records(self) -> list[Record]:
-        """The texts with the columns carried along."""
+        """The texts with the columns carried along, one each."""
         return self.folder.records(self.batch)
 
 

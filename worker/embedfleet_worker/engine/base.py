@@ -1,6 +1,7 @@
 """What an engine is. Engines know token ids and vectors, not jobs, settings or stores."""
 
 import threading
+from array import array
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -29,6 +30,14 @@ class Tokens:
     truncated: bool = False
     too_long: int | None = None
     """Tokens the whole prompt has, if that is over the limit and truncating was not allowed."""
+    text: str | None = None
+    """What is sent of the prompt to an engine that takes text, if it was cut."""
+    tokens_in: int = 0
+    """Tokens the whole prompt has; unless it is said, as many as were given to the model."""
+
+    def __post_init__(self) -> None:
+        if not self.tokens_in:
+            object.__setattr__(self, "tokens_in", self.count)
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ class Identity:
     model: str
     revision: str | None
     weights: str
-    """SHA-256 over the weights, or the operator's revision; the synthetic engine says ``synthetic``."""
+    """SHA-256 over the weights: a revision may be moved. The synthetic engine says ``synthetic``."""
     dtype: str
     quantization: str | None
     pooling: str
@@ -67,14 +76,21 @@ class Engine(Protocol):
     dead: threading.Event
     """Set when the engine broke or hung: its process is of no use any more."""
 
-    def tokenise(self, prompts: Sequence[str], *, truncate: bool) -> list[Tokens]:
-        """One Tokens a prompt. Over the limit: cut, keeping the special tokens, or marked ``too_long``."""
+    def tokenise(self, prompts: Sequence[str], *, truncate: bool, max_tokens: int | None = None) -> list[Tokens]:
+        """One Tokens a prompt. Over the limit: cut, keeping the special tokens, or marked ``too_long``.
+
+        ``max_tokens``: a lower limit than the engine's.
+        """
+
+    def starts(self, text: str) -> "array[int]":
+        """Where each token of the bare text begins, in code points, in order; special tokens are not among them."""
 
     def embed(self, prompts: Sequence[Tokens], priority: Priority) -> "Future[Embedded]":
         """Vectors in the order of the prompts. The future is running from when the engine begins with them.
 
         Fails with EngineUnavailable when the engine is dead, hung or closed: the process is of no use any more; with
-        EngineFailed when a step failed that these prompts were in, and the engine goes on.
+        EngineFailed when a step failed that these prompts were in, and the engine goes on; with EngineUnreachable when
+        the engine is a server that is not there, which no prompt is to blame for.
         """
 
     def abort(self, future: "Future[Embedded]") -> None:

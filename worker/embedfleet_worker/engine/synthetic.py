@@ -4,12 +4,13 @@ import contextlib
 import logging
 import threading
 import time
+from array import array
 from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import embedfleet
-from embedfleet.batching import estimated_tokens
+from embedfleet.batching import estimated_starts, estimated_tokens
 from embedfleet.errors import DeadlineExceeded, EngineFailed, EngineUnavailable
 from embedfleet.models import ModelProfile
 from embedfleet.settings import FleetSettings
@@ -43,9 +44,14 @@ class SyntheticEngine:
         self._unfinished: dict[Future[Embedded], _Work] = {}
         log.warning("synthetic engine: vectors are hashes of the texts and mean nothing")
 
-    def tokenise(self, prompts: Sequence[str], *, truncate: bool) -> list[Tokens]:
+    def tokenise(self, prompts: Sequence[str], *, truncate: bool, max_tokens: int | None = None) -> list[Tokens]:
         """Estimated counts and no ids: there is no vocabulary."""
-        return [self._tokens(prompt, truncate) for prompt in prompts]
+        limit = min(max_tokens or self.max_tokens, self.max_tokens)
+        return [_tokens(prompt, limit, truncate) for prompt in prompts]
+
+    def starts(self, text: str) -> "array[int]":
+        """Where the estimated tokens begin."""
+        return estimated_starts(text)
 
     def embed(self, prompts: Sequence[Tokens], priority: Priority) -> "Future[Embedded]":  # noqa: ARG002
         """One request at a time, in order."""
@@ -102,13 +108,14 @@ class SyntheticEngine:
     def _embed(self, prompts: Sequence[Tokens]) -> Embedded:
         return Embedded(synthetic_vectors([tokens.prompt for tokens in prompts], self.dimensions))
 
-    def _tokens(self, prompt: str, truncate: bool) -> Tokens:
-        count = estimated_tokens(prompt)
-        if count <= self.max_tokens:
-            return Tokens(prompt, [], count)
-        if not truncate:
-            return Tokens(prompt, [], count, too_long=count)
-        return Tokens(prompt, [], self.max_tokens, truncated=True)
+
+def _tokens(prompt: str, limit: int, truncate: bool) -> Tokens:
+    count = estimated_tokens(prompt)
+    if count <= limit:
+        return Tokens(prompt, [], count)
+    if not truncate:
+        return Tokens(prompt, [], count, too_long=count)
+    return Tokens(prompt, [], limit, truncated=True, tokens_in=count)
 
 
 @dataclass(eq=False)

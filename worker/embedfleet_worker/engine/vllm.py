@@ -7,6 +7,7 @@ the CPU time per text. The thread (loop.py) does nothing but feed and step; what
 import logging
 import os
 import threading
+from array import array
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -18,10 +19,12 @@ os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # read when vllm i
 import torch
 import vllm
 from vllm import EngineArgs, LLMEngine, PoolingParams
+from vllm.config import PoolerConfig
 from vllm.inputs import TokensPrompt
+from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
 
 from embedfleet.errors import ConfigurationError
-from embedfleet.models import ModelProfile
+from embedfleet.models import ModelProfile, check_dtype
 from embedfleet.settings import FleetSettings
 from embedfleet_worker import weights
 from embedfleet_worker.engine.base import Embedded, Identity, Priority, Tokens
@@ -41,34 +44,41 @@ class VllmEngine:
         folder = weights.locate(profile.name, settings.revision)
         device = device_name()
         dtype = choose_dtype(settings.dtype, profile, device)
+        check_quantization(settings.quantization)
+        weights.check_pooling(profile, folder)
         self.dimensions = profile.dimensions
         self.max_tokens = min(profile.max_tokens, settings.max_tokens or profile.max_tokens)
         cache_bytes = weights.check_fits(
             profile, folder, dtype, self.max_tokens, STEPS[device], available_bytes(device)
         )
+        self._tokeniser = Tokeniser(folder, self.max_tokens)
+        self._step_texts = STEPS[device].texts
+        self._started: Future[tuple[Loop, _Vllm]] = Future()
+        arguments = _engine_arguments(folder, profile, device, dtype, self.max_tokens, cache_bytes)
+        arguments.quantization = settings.quantization
+        # The thread that steps also loads: vLLM binds the OpenMP threads of the thread it is created in.
+        threading.Thread(target=self._run, args=(arguments,), name="engine", daemon=True).start()
+        self._loop, engine = self._started.result()
+        self.dead = self._loop.dead
         self.identity = Identity(
             engine=f"vllm-{device}",
             engine_version=vllm.__version__,
             model=profile.name,
             revision=settings.revision,
-            weights=settings.revision or weights.digest(folder),
+            weights=weights.digest(folder),
             dtype=dtype,
-            quantization=None,
+            quantization=engine.quantization,
             pooling=profile.pooling,
         )
-        self._tokeniser = Tokeniser(folder, self.max_tokens)
-        self._step_texts = STEPS[device].texts
-        self._started: Future[Loop] = Future()
-        arguments = _engine_arguments(folder, profile, device, dtype, self.max_tokens, cache_bytes)
-        # The thread that steps also loads: vLLM binds the OpenMP threads of the thread it is created in.
-        threading.Thread(target=self._run, args=(arguments,), name="engine", daemon=True).start()
-        self._loop = self._started.result()
-        self.dead = self._loop.dead
         log.info("vllm %s ready: %s in %s on %s", vllm.__version__, profile.name, dtype, device)
 
-    def tokenise(self, prompts: Sequence[str], *, truncate: bool) -> list[Tokens]:
+    def tokenise(self, prompts: Sequence[str], *, truncate: bool, max_tokens: int | None = None) -> list[Tokens]:
         """Token ids by the model's own tokenizer, end token kept."""
-        return self._tokeniser.encode(prompts, truncate=truncate)
+        return self._tokeniser.encode(prompts, truncate=truncate, max_tokens=max_tokens)
+
+    def starts(self, text: str) -> "array[int]":
+        """Where the tokens of the model's own tokenizer begin."""
+        return self._tokeniser.starts(text)
 
     def embed(self, prompts: Sequence[Tokens], priority: Priority) -> "Future[Embedded]":
         """Queue the prompts for the engine thread."""
@@ -90,13 +100,13 @@ class VllmEngine:
     def _run(self, arguments: EngineArgs) -> None:
         try:
             (probe,) = self.tokenise(["a probe"], truncate=True)
-            loop = Loop(_Vllm(arguments), probe.ids, self._step_texts)
+            engine = _Vllm(arguments)
+            loop = Loop(engine, probe.ids, self._step_texts)
         except Exception as exc:
             log.exception("vllm could not load the model")
-            reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
-            self._started.set_exception(ConfigurationError(f"model {arguments.model}: vLLM can't load it ({reason})."))
+            self._started.set_exception(_refusal(arguments, exc))
             return
-        self._started.set_result(loop)
+        self._started.set_result((loop, engine))
         loop.run()
 
 
@@ -106,6 +116,8 @@ class _Vllm:
     def __init__(self, arguments: EngineArgs) -> None:
         self._engine = LLMEngine.from_engine_args(arguments)
         self._params = PoolingParams(task="embed")
+        self.quantization: str | None = self._engine.model_config.quantization
+        """What vLLM does with the weights: what it was told, or what the model's files say."""
 
     def add(self, request: str, ids: list[int], priority: Priority) -> None:
         """Raises vLLM's validation errors, which are ValueErrors."""
@@ -133,13 +145,36 @@ def choose_dtype(wanted: str, profile: ModelProfile, device: str) -> str:
     """
     if wanted == "auto":
         return "bfloat16" if has_bfloat16(device) else "float32"
-    if wanted not in profile.dtypes:
-        raise ConfigurationError(
-            f"dtype {wanted}: {profile.name} is not sound in it (it overflows). Take {' or '.join(profile.dtypes)}."
-        )
+    check_dtype(wanted, profile)
     if wanted == "bfloat16" and device == "cuda" and not has_bfloat16(device):
         raise ConfigurationError("dtype bfloat16: this card has none. Take float32.")
     return wanted
+
+
+def check_quantization(wanted: str | None) -> None:
+    """Raise ConfigurationError for a method that this vLLM has none of, whether or not the device can do it."""
+    if wanted is not None and wanted not in QUANTIZATION_METHODS:
+        raise ConfigurationError(
+            f"quantization {wanted!r}: vLLM {vllm.__version__} has no such method. It has "
+            f"{', '.join(QUANTIZATION_METHODS)}; leave it out for the weights as they are."
+        )
+
+
+def _refusal(arguments: EngineArgs, exc: Exception) -> ConfigurationError:
+    """What vLLM says of a method that a device can't do may be anything, down to the signature of a kernel."""
+    if arguments.quantization is None:
+        return ConfigurationError(f"model {arguments.model}: vLLM can't load it ({_reason(exc)}).")
+    return ConfigurationError(
+        f"model {arguments.model}: vLLM can't load it with EMBEDFLEET_QUANTIZATION={arguments.quantization} on this "
+        f"{device_name()} ({_reason(exc)}). Leave it out, or take another method or a folder that is quantised already."
+    )
+
+
+def _reason(exc: Exception) -> str:
+    """In one line; of pydantic's errors what is behind the heading."""
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()] or [type(exc).__name__]
+    said = next((line.partition(" [type=")[0] for line in lines if " [type=" in line), lines[0])
+    return f"{said} {lines[1]}" if said.endswith(":") and len(lines) > 1 else said
 
 
 def has_bfloat16(device: str) -> bool:
@@ -167,6 +202,8 @@ def _engine_arguments(
     return EngineArgs(
         model=str(folder),
         runner="pooling",
+        # The profile's, which may be declared: without modules.json vLLM would take the architecture's default.
+        pooler_config=PoolerConfig(seq_pooling_type=profile.pooling.upper()),
         dtype=dtype,
         max_model_len=max_tokens,
         # A text goes through an encoder in one piece, so a step holds the longest one.
