@@ -197,7 +197,7 @@ class Tasks:
         except (Retryable, MemoryError):  # the engine's
             raise
         except SettingsError as exc:  # what only a tokenizer can tell
-            return failed(given.ids, settings, ("dead_letter", str(exc)))
+            return failed(given.ids, settings.dimensions, ("dead_letter", str(exc)))
         except Exception as exc:
             log_defect("batch", exc)
             problem: Problem = ("internal_error", f"its batch failed in the worker ({type(exc).__name__}); see its log")
