@@ -161,7 +161,8 @@ def check_dtype(dtype: str, profile: ModelProfile) -> None:
     """Raise ConfigurationError for a number format in which the model's vectors would be wrong."""
     if dtype != "auto" and dtype not in profile.dtypes:
         raise ConfigurationError(
-            f"dtype {dtype}: {profile.name} is not sound in it, or nobody has said that it is. Take {' or '.join(profile.dtypes)}."
+            f"dtype {dtype}: {profile.name} is not sound in it, or nobody has said that it is. "
+            f"Take {' or '.join(profile.dtypes)}."
         )
 
 
