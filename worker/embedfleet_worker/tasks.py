@@ -54,11 +54,11 @@ class Tasks:
         folder = JobFolder(open_store(check_allowed(batch.to, self.allowed_stores)), batch.job)
         with self.turns.turn(f"{batch.to}/{batch.job}/{batch.batch}"):
             if not folder.has_part(batch.batch):
-                spec, queue = folder.spec(), self.broker.queue(self.model, "bulk")
-                if self.broker.queue_of(spec) != queue:
-                    self._move_on(batch, self.broker.queue_of(spec), spec.settings)
+                queue, own = self.broker.queue(self.model, "bulk"), self.broker.queue_of(folder.spec())
+                if queue != own:
+                    self._move_on(batch, own, folder.spec().settings)
                     return
-                self._commit(folder, batch, spec, counts_of_batch(self.broker, queue, folder, batch.batch, times))
+                self._commit(folder, batch, counts_of_batch(self.broker, queue, folder, batch.batch, times))
             self._hand_over(folder, batch.batch)
 
     def _move_on(self, message: Batch | Request, queue: str, settings: EmbedSettings) -> None:
@@ -115,9 +115,10 @@ class Tasks:
                 raise
         return failed(given.ids, settings, ("expired", "it took longer than its caller waits"))
 
-    def _commit(self, folder: JobFolder, batch: Batch, spec: JobSpec, counts: Counts) -> None:
+    def _commit(self, folder: JobFolder, batch: Batch, counts: Counts) -> None:
         """Admit, prepare, embed, commit."""
         begun = time.monotonic()
+        spec = folder.spec()
         self._check_model(spec.settings)
         self._check_spec(spec)
         hopeless: Permanent | None = None
