@@ -76,7 +76,7 @@ def _pooling_folder(folder: Path, model: str) -> str:
     if not (folder / "modules.json").is_file():
         raise UnknownModel(
             f"model folder {str(folder)!r}: it has no modules.json, so its pooling is unknown. "
-            f"Save it with sentence-transformers, which writes that file. {how_to_declare(model)}"
+            f"Save it with sentence-transformers, which writes that file. Or: {how_to_declare(model)}"
         )
     modules = _read(folder / "modules.json")
     if not isinstance(modules, list) or not modules or not all(isinstance(module, dict) for module in modules):

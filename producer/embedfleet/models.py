@@ -109,7 +109,8 @@ def profile_of(
         if cached is None:
             raise UnknownModel(
                 f"model {model!r}: no profile is known (`embedfleet models` lists them), and its own files are not on "
-                f"this machine. {how_to_declare(model)}"
+                "this machine. Give its folder, or fetch a hub model's files once, as with `hf download`. Or: "
+                + how_to_declare(model)
             )
         folder = cached
     return read_profile(folder, model)
@@ -118,7 +119,7 @@ def profile_of(
 def how_to_declare(model: str) -> str:
     """The lines of TOML that would make a model known, to be filled in."""
     return (
-        "Declare it in embedfleet.toml, for producers and workers, with what its model card says:\n"
+        "declare it in embedfleet.toml, for producers and workers, with what its model card says:\n"
         f"[models.{json.dumps(model, ensure_ascii=False)}]\n"
         "dimensions = 0   # length of its vectors\n"
         "max_tokens = 0   # token limit of a text, prompt and special tokens included\n"
@@ -162,7 +163,8 @@ def check_dtype(dtype: str, profile: ModelProfile) -> None:
     """Raise ConfigurationError for a number format in which the model's vectors would be wrong."""
     if dtype != "auto" and dtype not in profile.dtypes:
         raise ConfigurationError(
-            f"dtype {dtype}: {profile.name} is not sound in it (it overflows). Take {' or '.join(profile.dtypes)}."
+            f"dtype {dtype}: {profile.name} is not sound in it, or nobody has said that it is. "
+            f"Take {' or '.join(profile.dtypes)}."
         )
 
 

@@ -222,6 +222,7 @@ def test_a_job_that_cannot_be_seen_to_keeps_no_other_waiting(
     (tmp_path / "store" / "open" / broken[4].id).write_text(OpenJob(uri="no/../uri\0").dumps())
     (tmp_path / "store" / "open" / "Ünlaut 💥").write_text("a secret text")
     redis_server.client.flushall()
+    caplog.clear()  # of what the producer says
     caplog.set_level(logging.INFO)
     each = janitor(fleet)
     assert each.turn()
@@ -240,6 +241,7 @@ def test_a_job_that_can_not_be_read_is_spoken_of_once(
     job = fleet.submit(["a"])
     (tmp_path / "store" / job.id / "job.json").write_text("{")
     redis_server.client.flushall()
+    caplog.clear()  # of what the producer says
     each = janitor(fleet)
     for number in range(3):
         open_store(fleet.settings.store or "").delete(next(iter(slots(fleet)), "janitor/none"))

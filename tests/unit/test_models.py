@@ -180,7 +180,7 @@ def test_a_sound_dtype_is_taken(dtype: str) -> None:
 
 
 def test_float16_is_refused_where_it_overflows_before_anything_is_queued(tmp_path: Path) -> None:
-    said = f"dtype float16: {QWEN} is not sound in it (it overflows). Take bfloat16 or float32."
+    said = f"dtype float16: {QWEN} is not sound in it, or nobody has said that it is. Take bfloat16 or float32."
     with pytest.raises(ConfigurationError, match=re.escape(said)):
         load(dtype="float16").resolve(EmbedSettings(model=QWEN))
     fleet = Fleet(model=QWEN, dtype="float16", broker_url="redis://127.0.0.1:1/0", store=str(tmp_path / "store"))

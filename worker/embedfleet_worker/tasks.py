@@ -54,15 +54,15 @@ class Tasks:
         logs.bind(job=batch.job, batch=batch.batch)
         folder = JobFolder(open_store(check_allowed(batch.to, self.allowed_stores)), batch.job)
         with self.turns.turn(f"{batch.to}/{batch.job}/{batch.batch}"):
-            spec, queue = folder.spec(), self.broker.queue(self.model, "bulk")
-            if self.broker.queue_of(spec) != queue:
-                self._move_on(batch, self.broker.queue_of(spec), spec.settings)
-                return
+            queue = self.broker.queue(self.model, "bulk")
             counts = counts_of_batch(self.broker, queue, folder, batch.batch, times)
             if folder.has_part(batch.batch):
                 counts.clear()  # who wrote it died before it could
+            elif (own := self.broker.queue_of(folder.spec())) != queue:
+                self._move_on(batch, own, folder.spec().settings)
+                return
             else:
-                self._commit(folder, batch, spec, counts)
+                self._commit(folder, batch, counts)
             self._hand_over(folder, batch.batch)
 
     def _move_on(self, message: Batch | Request, queue: str, settings: EmbedSettings) -> None:
@@ -112,9 +112,10 @@ class Tasks:
                 raise
         return failed(given.ids, 1, ("expired", "it took longer than its caller waits"))
 
-    def _commit(self, folder: JobFolder, batch: Batch, spec: JobSpec, counts: Counts) -> None:
+    def _commit(self, folder: JobFolder, batch: Batch, counts: Counts) -> None:
         """Admit, prepare, embed, commit."""
         begun = time.monotonic()
+        spec = folder.spec()
         self._check_model(spec.settings)
         self._check_spec(spec)
         try:
