@@ -119,12 +119,12 @@ def check(model: Model, text: str, room: int, overlap: int) -> list[Piece]:
         assert end > covered, "each goes further than the one before"
         if number:
             assert model.bare(text[start:covered]) <= overlap
-        if len(pieces) > 1:
+        if (start, end) != (0, len(text)):
             assert text[start:end] == text[start:end].strip()
         covered = end
     assert not text[covered:].strip()
-    if len(pieces) == 1:
-        assert pieces[0][1:] == (0, len(text)), "a text that fits is left as it is"
+    if model.tokens(prompt_of(model, text)) <= max_tokens:
+        assert [piece[1:] for piece in pieces] == [(0, len(text))], "a text that fits is left as it is"
     return pieces
 
 
