@@ -219,12 +219,18 @@ def test_an_abbreviation_ends_no_sentence(bert: Model) -> None:
     assert bert.tokens(first.prompt) == 42
 
 
-def test_without_a_sentence_it_ends_behind_a_word_and_else_between_characters(qwen: Model) -> None:
-    text = "word " * 200
-    assert {word for piece in check(qwen, text, 30, 13) for word in piece.prompt.split("Query:")[1].split()} == {"word"}
+@pytest.mark.parametrize(("room", "overlap"), [(31, 0), (32, 13), (44, 20)])
+def test_without_a_sentence_it_ends_behind_a_word_and_else_between_characters(
+    qwen: Model, room: int, overlap: int
+) -> None:
+    text = "several words " * 40
+    for _, start, end in check(qwen, text, room, overlap):
+        assert set(text[start:end].split()) == {"several", "words"}
     marked = "q\u0323\u0307" * 90
-    for piece in check(qwen, marked, 24, 8):
-        assert marked[piece.start or 0] == "q", "a letter keeps its marks"
+    for _, start, end in check(qwen, marked, room, overlap):
+        assert start is not None
+        assert end is not None
+        assert marked[start] == (marked + "q")[end] == "q", "a letter keeps its marks"
 
 
 def test_a_text_at_the_limit_is_one_chunk_and_one_over_it_is_two(qwen: Model) -> None:
