@@ -7,6 +7,7 @@ PYTORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 PYTHON := .venv/bin/python
 READY := .venv/.ready
 KILLS ?= 1000
+QUICK := tests/unit tests/contract
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 IMAGE = docker build --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD)
 
@@ -33,7 +34,8 @@ demo: $(READY)  ## embed the standard library's docstrings and search them
 	@$(PYTHON) examples/stdlib_search/demo.py
 
 test: $(READY)  ## all tests
-	@$(PYTHON) -m pytest $(or $(TESTS),--ignore tests/chaos)
+	@$(PYTHON) -m pytest $(or $(TESTS),$(QUICK) -n 3)
+	@$(if $(TESTS),,$(PYTHON) -m pytest $(addprefix --ignore=,$(QUICK) tests/chaos))
 	@$(if $(TESTS),,$(PYTHON) -m pytest tests/chaos -n 4)  # most of it is waiting
 
 chaos: $(READY)  ## kill workers, brokers and networks: KILLS=1000, under an hour

@@ -195,7 +195,7 @@ class Fleet:
         self._note(job.folder, "deliver")
         job.folder.add_destination(destination)
         with self._publisher(job.folder, self.broker.deliver_queue, "deliver") as publish:
-            publish_undelivered(job.folder, destination.name, publish)
+            publish_undelivered(job.folder, destination.name, publish, self.broker.now())
 
     def workers(self, model: str | None = None) -> list[str] | None:
         """Names of the workers of a model that are running, as far as they lately said so; None: SQS can't say."""

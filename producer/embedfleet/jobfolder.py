@@ -1,6 +1,7 @@
 """Names in a job folder and its create-once writes. Not what the files hold (contract.py, tables.py)."""
 
 import hashlib
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
@@ -239,11 +240,15 @@ def delivery(folder: JobFolder, batch: int, destination: str) -> Delivery:
     return Delivery(to=folder.store.uri, job=folder.job, batch=batch, destination=destination)
 
 
-def waiting(job: str, batch: int, destination: str, detail: str) -> Receipt:
-    """The receipt of a delivery that has not ended: its tries are counted from now on."""
-    return Receipt(job=job, batch=batch, destination=destination, state="waiting", detail=detail, at=now())
+def waiting(job: str, batch: int, destination: str, detail: str, at: float) -> Receipt:
+    """The receipt of a delivery that has not ended. ``at``: since when it is tried, on the broker's clock."""
+    return Receipt(job=job, batch=batch, destination=destination, state="waiting", detail=detail, at=_iso(at))
 
 
 def now() -> str:
-    """The time, UTC, ISO 8601, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    """This machine's time, UTC, ISO 8601, to the second: for people."""
+    return _iso(time.time())
+
+
+def _iso(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")

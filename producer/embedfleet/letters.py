@@ -42,7 +42,9 @@ class Letter(Document):
     """One dead letter."""
 
     id: str = Field(pattern=r"^[0-9a-f]{12}$")
-    at: float = Field(ge=0, allow_inf_nan=False, description="Unix time in s on the broker's clock; 0: not known.")
+    at: float = Field(
+        ge=0, le=1e11, allow_inf_nan=False, description="Unix time in s on the broker's clock; 0: not known."
+    )
     queue: str = Field(description="Where the message was; empty: not known.")
     reason: str = Field(description="One line.")
     message: dict[str, Any] | None = Field(default=None, description="What is kept of a message of ours: no texts.")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 
+from embedfleet import policies
 from embedfleet.broker import Broker
 from embedfleet.envelope import Message
 from embedfleet.errors import BrokerUnavailable
@@ -93,6 +94,6 @@ class Publisher:
             self._timer = None
 
     def _wait_for_room(self, while_waiting: Callable[[], object]) -> None:
-        while self._broker.depth(self._queue) > MAX_QUEUE_DEPTH:
+        while policies.BROKER(self._broker.depth, self._queue) > MAX_QUEUE_DEPTH:
             while_waiting()
             time.sleep(_DEPTH_WAIT_S)

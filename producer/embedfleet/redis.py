@@ -42,6 +42,15 @@ end
 return seen
 """
 
+# A command first that frees memory: Redis at its limit refuses scripts that begin with another.
+_PUSH = """
+redis.call('HDEL', KEYS[2], '')
+redis.call('LPUSH', KEYS[1], ARGV[1])
+if ARGV[2] ~= '0' then
+  redis.call('EXPIRE', KEYS[1], ARGV[2])
+end
+"""
+
 
 class RedisBroker(Broker):
     """One Redis server: lanes are lists, as Celery has them."""
@@ -97,12 +106,14 @@ class RedisBroker(Broker):
         if messages:
             policies.BROKER(self._publish, messages, queue)
 
+    def hand_over(self, message: Message, queue: str) -> None:
+        """Also at the server's memory limit: the message that is done with then makes room for more than this takes."""
+        wrapped = wrap(message, queue, at=self.now(), key=self.settings.signing_key)
+        policies.BROKER(self._push, queue, wrapped)
+
     def reply(self, key: str, payload: bytes) -> None:
-        """Put an answer where its caller waits for it; it is forgotten after ten minutes."""
-        pipe = self.redis.pipeline()
-        pipe.rpush(key, payload)
-        pipe.expire(key, _REPLY_TTL_S)
-        self.call(pipe.execute)
+        """Put an answer where its caller waits for it, also at the memory limit; forgotten after ten minutes."""
+        self._push(key, payload, _REPLY_TTL_S)
 
     def await_reply(self, key: str, timeout_s: float, abandoned: Event | None = None) -> bytes:
         """The answer put under ``key``. Raises WaitTimeout."""
@@ -131,8 +142,8 @@ class RedisBroker(Broker):
         return sorted(name.decode() for name in names)
 
     def dead_letter(self, letter: Letter) -> None:
-        """Keep what nobody can do in ``{prefix}-dead``."""
-        self.call(self.redis.lpush, self.dead_queue, letter.dumps())
+        """Keep what nobody can do in ``{prefix}-dead``, also at the memory limit."""
+        self._push(self.dead_queue, letter.dumps())
 
     def letters(self, limit: int = MAX_LETTERS) -> Listing:
         """The dead letters, newest first. They stay."""
@@ -175,6 +186,9 @@ class RedisBroker(Broker):
     def close(self) -> None:
         """Close the connections."""
         self.redis.close()
+
+    def _push(self, key: str, what: bytes | str, ttl_s: int = 0) -> None:
+        self.call(self.redis.eval, _PUSH, 2, key, lease_keys(key)[0], what, ttl_s)
 
     def _publish(self, messages: Sequence[Message], queue: str) -> None:
         at, key = self.now(), self.settings.signing_key

@@ -32,6 +32,7 @@ _PATHS = {
     "redis+sentinel": (r"/[\w.-]+(/\d*)?", "behind the Sentinels stands the master's name, then perhaps the database"),
 }
 _SENTINEL_PORT = 26379
+_QUOTED = "in a password write / as %2F, # as %23, ? as %3F, @ as %40"
 
 
 def client_of(url: str, **options: Any) -> redis.Redis:
@@ -45,7 +46,8 @@ def client_of(url: str, **options: Any) -> redis.Redis:
     """
     parts = urlsplit(url)
     if parts.scheme != "redis+sentinel":
-        return redis.Redis.from_url(redis_url(url), **options)
+        # Said outright: a request that the driver sent twice by itself would take messages twice under one lease.
+        return redis.Redis.from_url(redis_url(url), **{"retry": Retry(NoBackoff(), 0), **options})
     query = {name: values[0] for name, values in parse_qs(parts.query).items()}
     timeouts = {name: value for name, value in options.items() if name.startswith("socket_")}
     to_sentinels = {
@@ -74,23 +76,35 @@ def check_redis_url(url: str, what: str) -> None:
         if parts.scheme not in _URL_OPTIONS:
             known = "redis://, rediss://, redis+socket:// or redis+sentinel://"
             raise ValueError(f"{parts.scheme or 'no scheme'} is not supported; give {known}")
-        for option in parse_qs(parts.query, keep_blank_values=True):
-            if option not in _URL_OPTIONS[parts.scheme]:
-                known = ", ".join(_URL_OPTIONS[parts.scheme]) or "none"
-                raise ValueError(f"the option {option!r} is not known; {parts.scheme}:// has {known}")
+        if unknown := set(parse_qs(parts.query, keep_blank_values=True)) - set(_URL_OPTIONS[parts.scheme]):
+            raise ValueError(_unknown_option(unknown.pop(), parts))
         path, said = _PATHS[parts.scheme]
         if not re.fullmatch(path, parts.path):
             raise ValueError(said)
         if parts.scheme == "redis+sentinel":
             _hosts(parts)
         else:
-            parts.port  # noqa: B018 - raises ValueError
-            redis.ConnectionPool.from_url(redis_url(url))
+            _check_address(parts, url)
     except ValueError as exc:
         raise ConfigurationError(
             f"{what} {mask(url)}: it is no Redis URL ({mask_url(str(exc))}). It looks like redis://host:6379/0, or "
-            "redis+sentinel://host:26379,host2:26379/master/0; write / in a password as %2F."
+            f"redis+sentinel://host:26379,host2:26379/master/0; {_QUOTED}."
         ) from None
+
+
+def _check_address(parts: SplitResult, url: str) -> None:
+    """What the parsers say is not passed on: they quote what may be half of a password."""
+    try:
+        parts.port  # noqa: B018 - raises ValueError
+        redis.ConnectionPool.from_url(redis_url(url))
+    except ValueError:
+        raise ValueError("behind the host stands a port, a number up to 65535") from None
+
+
+def _unknown_option(name: str, parts: SplitResult) -> str:
+    """Where an @ follows, it is half of a password."""
+    shown = "behind the question mark" if "@" in parts.query else repr(name)
+    return f"the option {shown} is not known; {parts.scheme}:// has {', '.join(_URL_OPTIONS[parts.scheme]) or 'none'}"
 
 
 class _Sentinels(Sentinel):

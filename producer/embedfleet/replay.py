@@ -112,13 +112,15 @@ def still_waits(fleet: Fleet, letter: Letter) -> str | None:
         job = _job(fleet, letter, work)
         if job is None:
             return None
+        job.folder.input_info(work.batch)
         if isinstance(work, Batch):
             what, waits = f"batch {work.batch}", not job.folder.has_part(work.batch)
         else:
+            job.folder.destination(work.destination)
             receipt = job.folder.receipt(work.destination, work.batch)
             what = f"the delivery of batch {work.batch} to {work.destination}"
             waits = receipt is None or receipt.state == "waiting"
-    except EmbedfleetError:  # the folder is gone, or not to be read from here: nobody knows
+    except EmbedfleetError:  # it has no such batch, or the folder can't be read from here: nobody knows
         return None
     again = f"`embedfleet reconcile {job.uri}` will publish it again"
     return f"job {job.id} still waits for {what}: {again}" if waits else None

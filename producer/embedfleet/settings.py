@@ -80,6 +80,7 @@ class FleetSettings(BaseSettings):
     deadline_s: float = Field(
         default=DEADLINE_S,
         ge=1,
+        le=86_400,
         description="Seconds that a batch may be in the engine; then it is aborted and tried elsewhere, alone.",
     )
     grace_s: float = Field(

@@ -119,11 +119,14 @@ def publish_missing(folder: JobFolder, publish: Publish) -> int:
     return count
 
 
-def publish_undelivered(folder: JobFolder, destination: str, publish: Callable[[Delivery], object]) -> None:
-    """Publish the deliveries that a destination has not confirmed; those that were given up begin anew."""
+def publish_undelivered(folder: JobFolder, destination: str, publish: Callable[[Delivery], object], at: float) -> None:
+    """Publish the deliveries that a destination has not confirmed; those that were given up begin anew.
+
+    ``at``: now, on the broker's clock.
+    """
     for number, receipt in folder.undelivered(destination):
         if receipt is not None and receipt.state == "dead":
-            folder.write_receipt(waiting(folder.job, number, destination, "it is sent on again"))
+            folder.write_receipt(waiting(folder.job, number, destination, "it is sent on again", at))
         publish(delivery(folder, number, destination))
 
 

@@ -55,7 +55,7 @@ def test_producer_killed_while_submitting(fleet: ChaosFleet) -> None:
     folder = JobFolder(open_store(str(fleet.settings.store), make=True), job_id_of("killed"))
     for turn in range(TURNS):
         with producer(fleet) as running:
-            least = (turn + 1) * 40
+            least = (turn + 1) * 240 // TURNS  # of 300
             wait_until(lambda least=least: running.poll() is not None or len(folder.inputs()) >= least, "inputs")
             running.send_signal(signal.SIGKILL)
     assert folder.sealed() is None  # it was killed before it was done

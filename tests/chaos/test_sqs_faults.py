@@ -27,6 +27,7 @@ def test_errors_and_dropped_connections(proxy: aws.Proxy, start_fleet: StartFlee
         for operation in _OPERATIONS:
             proxy.faults[operation].extend([answer] * _EACH)
         check(fleet, job, texts, timeout_s=60)
+        wait_until(lambda: not proxy.faults["ReceiveMessage"], "polls to go on")
     left = [operation for operation in _OPERATIONS if proxy.faults[operation]]
     assert left in ([], ["ChangeMessageVisibilityBatch"])  # leases are renewed, and given back, only now and then
     assert fleet.exits == []
@@ -40,7 +41,7 @@ def test_every_message_twice(proxy: aws.Proxy, start_fleet: StartFleet) -> None:
     check(fleet, job, TEXTS)
     wait_until(lambda: fleet.is_idle(), "the second copies to be gone")
     taken = Counter(event.about for event in fleet.journal.events() if event.what == "taken")
-    assert set(taken.values()) == {2}
+    assert min(taken.values()) == 2, "each was there twice, and once more where a lease ended"
 
 
 @pytest.mark.debian("faketime", "faketime")

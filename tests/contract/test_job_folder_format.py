@@ -28,8 +28,8 @@ def test_the_names_of_everything_in_a_job_folder(tmp_path: Path, folder: JobFold
     folder.write_part(99_999_999, b"")
     folder.cancel()
     folder.add_destination(Pgvector(table="docs"))
-    folder.write_receipt(waiting(JOB, 7, "pgvector-a8ab8934", "it answered 500"))
-    folder.write_receipt(waiting(JOB, 0, "callback", "it answered 500"))
+    folder.write_receipt(waiting(JOB, 7, "pgvector-a8ab8934", "it answered 500", 1.0))
+    folder.write_receipt(waiting(JOB, 0, "callback", "it answered 500", 1.0))
     folder.write_manifest(1, Totals(), [])
     assert files(tmp_path)[0] == ".embedfleet-store"
     assert files(tmp_path)[1:] == [

@@ -107,3 +107,9 @@ def test_messages_are_acknowledged_late_and_each_has_a_thread(celery: Celery) ->
     assert celery.conf.worker_enable_remote_control is False
     assert celery.conf.accept_content == ["json"]
     assert celery.conf.broker_url == channel.URL, "Celery is not told what is secret"
+
+
+def test_a_keyword_of_any_name_reaches_the_task(celery: Celery, tasks: RecordedTasks) -> None:
+    """Else Celery would drop the message: a task that raises is acknowledged."""
+    call(celery, "a message", **{"self": 1})
+    assert tasks.given == [("embed", {"args": ["a message"], "kwargs": {"self": 1}}, 7)]

@@ -113,7 +113,7 @@ def test_it_waits_for_the_deliveries_and_says_how_they_ended(
     deliveries.complete(message(job))
     assert server.received == [], "a message alone does not finish a job"
     (destination,) = job.folder.destinations()
-    dead = waiting(job.id, 0, destination.name, "it answered 410").model_copy(update={"state": "dead"})
+    dead = waiting(job.id, 0, destination.name, "it answered 410", 1.0).model_copy(update={"state": "dead"})
     job.folder.write_receipt(dead)
     redis_server.client.flushall()
     assert reconcile(fleet, job) == "finished; its callback is queued"

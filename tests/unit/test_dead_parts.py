@@ -13,6 +13,7 @@ from embedfleet.errors import BrokerUnavailable, DeadlineExceeded, EngineFailed,
 from embedfleet.job import Job
 from embedfleet.models import DEFAULT_MODEL, profile_of
 from embedfleet.redis import RedisBroker
+from embedfleet_worker import tasks
 from embedfleet_worker.pipeline import NoCache, Pipeline
 from embedfleet_worker.settling import GiveBack
 from embedfleet_worker.starts import ALONE_STARTS, Starts
@@ -293,3 +294,27 @@ def test_a_batch_that_the_job_does_not_have_is_a_letter_and_touches_nothing(worl
     assert files() == before
     [letter] = world.letters()
     assert f"{number:08d}.parquet" in letter["reason"]
+
+
+def test_what_ends_the_worker_while_the_part_is_written_is_charged_too(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = world.submit()
+
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tasks, "write_part", no_memory)
+        with pytest.raises(GiveBack):
+            world.embed(job)
+    assert world.counts(job).get() == Count(in_company=1)
+
+
+def test_a_part_that_is_found_leaves_no_count(world: World) -> None:
+    """Its writer was killed before it could clear it."""
+    job = world.submit()
+    world.embed(job)
+    world.kill_workers(job, times=1)
+    world.embed(job)
+    assert world.counts(job).get() == Count()

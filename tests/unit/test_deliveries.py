@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from tenacity import stop_after_attempt
 
-from embedfleet import Fleet, Pgvector, Webhook, policies
+from embedfleet import Fleet, Pgvector, Webhook, jobfolder, policies
 from embedfleet.broker import Broker
 from embedfleet.contract import Batch, Delivery
 from embedfleet.destinations import Target, parse_destination
@@ -164,7 +165,7 @@ def test_a_broker_that_is_gone_at_the_hand_over_gives_the_batch_back(
         raise BrokerUnavailable("gone")
 
     with monkeypatch.context() as patched:
-        patched.setattr(RedisBroker, "publish_all", gone)
+        patched.setattr(RedisBroker, "hand_over", gone)
         with pytest.raises(GiveBack):
             world.embed(job)
     assert job.folder.has_part(0)
@@ -354,13 +355,17 @@ def test_a_message_leads_nowhere_but_into_its_job(world: World, changed: dict[st
     assert len(world.dead_letters()) == 1
 
 
-def test_a_part_that_is_not_there_is_not_delivered(world: World) -> None:
+def test_a_part_that_is_not_there_is_delivered_when_it_is(world: World) -> None:
+    """Whoever can publish may ask for it too early: that must not be the end of the delivery."""
     job = world.fleet.submit(["a"], deliver_to=[TABLE])
-    world.deliveries.deliver(delivery(job.folder, 0, TABLE.name).model_dump(mode="json"))
+    message = delivery(job.folder, 0, TABLE.name).model_dump(mode="json")
+    world.deliveries.deliver(message)
     assert world.recorder.brought == []
-    receipt = job.folder.receipt(TABLE.name, 0)
-    assert receipt is not None
-    assert "parts/00000000.parquet" in receipt.detail
+    assert job.folder.receipt(TABLE.name, 0) is None
+    assert "batch 0 has no part" in world.dead_letters()[0]
+    world.embed(job)
+    world.deliveries.deliver(message)
+    assert len(world.recorder.brought) == 1
 
 
 def test_another_batch_of_a_job_of_one_does_not_exist(world: World) -> None:
@@ -502,3 +507,29 @@ def test_what_is_no_destination_is_refused(typed: str) -> None:
 def test_a_label_shows_no_query() -> None:
     assert HOOK.label == "https://app.example/hook"
     assert parse_destination("https://app.example/hook?token=very-secret") == HOOK
+
+
+def test_a_part_is_handed_over_also_at_the_brokers_memory_limit(world: World) -> None:
+    """What is done with makes the room; refused, nothing would ever be done with."""
+    job = world.fleet.submit(["a"], deliver_to=[TABLE])
+    world.server.client.config_set("maxmemory", 1)
+    try:
+        world.embed(job)
+    finally:
+        world.server.client.config_set("maxmemory", 0)
+    assert len(world.queued()) == 1
+
+
+def test_the_day_of_a_delivery_is_counted_by_the_brokers_clock(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers' clocks may be hours apart."""
+    world.recorder.failures = [DestinationUnavailable("it answered 500")] * 2
+    job = world.fleet.submit(["a"], deliver_to=[TABLE])
+    world.embed(job)
+    [queued] = world.queued()
+    wrong = time.time() - 25 * 3600
+    with monkeypatch.context() as patched:
+        patched.setattr(jobfolder.time, "time", lambda: wrong)
+        with pytest.raises(GiveBack):
+            world.deliveries.deliver(queued.model_dump(mode="json"))
+    with pytest.raises(GiveBack):  # to another worker the day has just begun
+        world.deliveries.deliver(queued.model_dump(mode="json"))

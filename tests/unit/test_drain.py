@@ -62,3 +62,11 @@ def test_asked_again_it_goes_on_as_it_does(exits: list[int]) -> None:
     assert [drain.begin("a test"), drain.begin("again", code=70)] == [True, False]
     wait_until(lambda: bool(exits), "the exit", timeout_s=5)
     assert exits == [0]
+
+
+def test_nothing_is_given_back_before_it_is_forgiven(exits: list[int]) -> None:
+    """Whoever takes it next must not find it charged: it would run alone there."""
+    holding: Any = Holding()
+    Drain(holding, 1, after=lambda: holding.told.append("forgiven")).begin("a test")
+    wait_until(lambda: exits == [0], "the exit", timeout_s=5)
+    assert holding.told == ["stop taking", "forgiven", "given back"]

@@ -142,3 +142,35 @@ def test_what_is_packed_is_never_unpacked(packed: str, said: dict[str, str], mon
         message.update({name: value for name, value in said.items() if name != "compression"})
 
     refusal(sent(None, bomb), None)
+
+
+# What goes on to Celery
+
+
+def test_of_the_headers_only_those_that_were_checked_go_on() -> None:
+    """Celery acts on more names than anybody remembers: a chain, callbacks, a chord."""
+
+    def odd(message: dict[str, Any]) -> None:
+        message["headers"].update(chain=5, errbacks=[{"task": "os.system"}], chord={}, traceparent="00-0-0-00")
+        message["properties"].update(application_headers={"x": 1})
+        message["chord"] = 7
+
+    found = read(sent(KEY, odd), KEY)
+    assert found["headers"]["traceparent"] == "00-0-0-00"
+    assert not {"chain", "errbacks", "chord"} & found["headers"].keys()
+    assert found["properties"].keys() <= {
+        "delivery_tag",
+        "delivery_info",
+        "body_encoding",
+        "correlation_id",
+        "priority",
+    }
+    assert found.keys() == {"body", "content-type", "content-encoding", "headers", "properties"}
+
+
+@pytest.mark.parametrize("kind", ["uuid", "somebody's"])
+def test_a_body_that_kombu_can_not_read_is_refused_here(kind: str) -> None:
+    """kombu has types of its own in JSON, and drops what it can't make of them."""
+    argument = {"__type__": kind, "__value__": {"hex": 7}}
+    body = base64.b64encode(json.dumps([[argument], {}, {}]).encode()).decode()
+    assert "its body is not JSON" in refusal(sent(None, lambda message: message.update(body=body)), None)

@@ -380,3 +380,11 @@ def test_threads_end_with_closing(held: Callable[..., Holding]) -> None:
     assert len(set(threading.enumerate()) - before) == 2
     made.close(5)
     wait_until(lambda: set(threading.enumerate()) <= before, "the threads to end", timeout_s=5)
+
+
+def test_what_is_refused_stays_suspected(held: Callable[..., Holding], leases: FakeLeases) -> None:
+    """On SQS, what is sent anew is counted anew."""
+    orders: list[Order] = []
+    leases.on_settle = lambda told: orders.extend(told) or []
+    held().refuse([Taken(BULK, "new", b"", 1), Taken(BULK, "suspect", b"", 2)])
+    assert [(order.lease, order.blamed) for order in orders] == [("new", False), ("suspect", True)]

@@ -5,9 +5,9 @@ import json
 from typing import Any
 
 import pytest
+from redis.exceptions import OutOfMemoryError
 
 from embedfleet.contract import Batch, Completion, Delivery
-from embedfleet.errors import BrokerUnavailable
 from embedfleet.letters import MAX_RAW_BYTES, Letter
 from embedfleet.redis import RedisBroker
 from tests.unit.redis_server import RedisServer
@@ -147,16 +147,17 @@ def test_what_an_earlier_version_set_aside_is_listed_and_removed(
     assert not redis_server.client.exists("unacked-quarantine")
 
 
-def test_a_letter_is_refused_at_the_memory_limit_and_letters_can_be_removed(
+def test_a_letter_is_kept_also_at_the_memory_limit_and_letters_can_be_removed(
     broker: RedisBroker, redis_server: RedisServer
 ) -> None:
     broker.dead_letter(letter())
     redis_server.client.config_set("maxmemory", 1)
     try:
-        with pytest.raises(BrokerUnavailable, match="maxmemory"):
-            broker.dead_letter(letter())
-        [found] = broker.letters().letters
-        assert broker.remove_letters([found.id]) == 1
+        with pytest.raises(OutOfMemoryError):
+            redis_server.client.lpush("another", "x")
+        broker.dead_letter(letter())
+        found, another = broker.letters().letters
+        assert broker.remove_letters([found.id, another.id]) == 2
     finally:
         redis_server.client.config_set("maxmemory", 0)
 
@@ -165,3 +166,10 @@ def test_raw_is_base64(broker: RedisBroker) -> None:
     broker.dead_letter(Letter.quarantined("ä".encode(), "no", "q", 0))
     [found] = broker.letters().letters
     assert base64.b64decode(found.raw or "") == "ä".encode()
+
+
+def test_a_letter_of_no_time_that_a_calendar_knows_is_none(broker: RedisBroker) -> None:
+    """Whoever can write to the broker may have written it, and it is to be shown."""
+    broker.redis.lpush(broker.dead_queue, letter().model_dump_json().replace(f'"at":{letter().at}', '"at":1e15'))
+    [found] = broker.letters().letters
+    assert "at: Input should be less than" in found.reason

@@ -85,3 +85,18 @@ def test_after_an_error_nothing_more_is_sent(broker: Recorder) -> None:
     with pytest.raises(ValueError, match="the stream"):
         stream()
     assert broker.requests == []
+
+
+def test_a_blip_while_the_depth_is_asked_for_ends_nothing(broker: Recorder) -> None:
+    failures = [BrokerUnavailable("gone")]
+
+    def depth(queue: str) -> int:
+        if failures:
+            raise failures.pop()
+        return 0
+
+    broker.depth = depth  # type: ignore[method-assign]
+    with publisher(broker) as publish:
+        publish(message(1))
+    assert broker.requests == [[1]]
+    assert not failures

@@ -405,7 +405,7 @@ def test_beside_others_deliveries_what_was_lost_is_published_again(fleet: Fleet,
     other(fleet, lane, age_s=-30)
     held = Delivery(to=job.folder.store.uri, job=job.id, batch=1, destination=TABLE.name)
     redis_server.client.hset(f"{lane}-leases", "tag:1", wrap(held, lane, at=1.0, key=None))
-    job.folder.write_receipt(waiting(job.id, 2, TABLE.name, "it answered 500"))
+    job.folder.write_receipt(waiting(job.id, 2, TABLE.name, "it answered 500", 1.0))
     assert reconcile(fleet, job) == "published again: 2"
     assert queued(redis_server, lane) == [0, 0, 2]
 
@@ -413,13 +413,13 @@ def test_beside_others_deliveries_what_was_lost_is_published_again(fleet: Fleet,
 def test_a_receipt_that_confirms_is_read_once(fleet: Fleet, redis_server: RedisServer) -> None:
     job = fleet.submit(TEXTS, deliver_to=[TABLE])
     commit(job, 0, 1, 2)
-    confirmed = Receipt(job=job.id, batch=0, destination=TABLE.name, state="confirmed", detail="", at=now())
+    confirmed = Receipt(job=job.id, batch=1, destination=TABLE.name, state="confirmed", detail="", at=now())
     job.folder.write_receipt(confirmed)
     receipts: dict[str, Delivering] = {}
     assert Sweep(fleet, Lanes(fleet.broker), receipts=receipts).job(job) == "published again: 2"
-    path = job.folder.path(f"deliveries/{TABLE.name}/00000000.json")
+    path = job.folder.path(f"deliveries/{TABLE.name}/00000001.json")
     job.folder.store.replace(path, b"not read again")
-    for number in (1, 2):
+    for number in (0, 2):
         job.folder.write_receipt(confirmed.model_copy(update={"batch": number}))
     assert Sweep(fleet, Lanes(fleet.broker), receipts=receipts).job(job) == "finished"
     assert receipts == {}, "nothing is kept of a job that ended"

@@ -240,3 +240,9 @@ def test_a_process_given_the_environment_has_the_same_settings(
         for name, value in before.environment().items():
             patched.setenv(name, value)
         assert load() == before
+
+
+@pytest.mark.parametrize("deadline_s", ["inf", "1e10", "nan", "0"])
+def test_a_deadline_that_no_clock_can_wait_for_is_refused(deadline_s: str) -> None:
+    with pytest.raises(ConfigurationError, match="deadline_s"):
+        load(deadline_s=deadline_s)

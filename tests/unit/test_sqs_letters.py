@@ -20,6 +20,7 @@ from embedfleet.errors import BrokerUnavailable, StoreNotAllowed, StoreUnavailab
 from embedfleet.letters import Letter
 from embedfleet.settings import FleetSettings, load
 from embedfleet.sqs import SqsBroker
+from embedfleet_worker import redriven
 from embedfleet_worker.lifecycle.janitor import Janitor as WorkersJanitor
 from embedfleet_worker.redriven import Seen, settle_redriven
 from tests import aws
@@ -296,3 +297,15 @@ def test_on_redis_nothing_is_moved(redis_server: RedisServer) -> None:
 
 def refuse(*_: object) -> None:
     raise AssertionError
+
+
+def test_letters_that_one_look_does_not_see_are_looked_for_again(
+    broker: SqsBroker, janitor: Janitor, proxy: aws.Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redriven, "MAX_LETTERS", 1)
+    for at in (1.0, 2.0, 3.0):
+        broker.dead_letter(letter(at))
+    for _ in range(2):
+        proxy.seen.clear()
+        janitor.settle()
+        assert proxy.seen["ReceiveMessage"] > 0

@@ -361,3 +361,17 @@ def test_a_turn_ends_with_an_error_too() -> None:
     for _ in range(2):
         with pytest.raises(ValueError, match="x"), turns.turn("a"):
             raise ValueError("x")
+
+
+def test_what_is_forgiven_while_it_begins_is_charged_with_nothing() -> None:
+    starts, counts = Starts(), FakeCounts()
+    add = counts.add
+
+    def slowly(*, alone: bool) -> None:
+        starts.forgive()
+        add(alone=alone)
+
+    counts.add = slowly  # type: ignore[method-assign]
+    with pytest.raises(GiveBack), starts.start(counts):
+        pytest.fail("nothing is begun any more")
+    assert counts.count == Count()

@@ -674,3 +674,22 @@ def test_a_worker_that_only_delivers_keeps_other_work_for_a_person(worker: Worke
     [letter] = worker.dead_letters()
     assert letter["message"] == {"job": "j-1", "batch": 0}
     assert "only delivers" in letter["reason"]
+
+
+def test_a_refused_request_of_absurd_dimensions_takes_no_memory_for_them(worker: Worker) -> None:
+    worker.tasks.answer(request(worker, texts=["a"] * 1000, dimensions=60_000))
+    answer = worker.server.client.lpop(REPLY_KEY)
+    table, _ = read_part(answer, "answer")
+    assert (table.num_rows, table.schema.field("embedding").type.list_size) == (1000, 1)
+    assert "dimensions=60000" in table["error_message"][0].as_py()
+
+
+def test_a_request_is_answered_also_at_the_brokers_memory_limit(worker: Worker) -> None:
+    asked = request(worker)
+    worker.server.client.config_set("maxmemory", 1)
+    try:
+        worker.tasks.answer(asked)
+    finally:
+        worker.server.client.config_set("maxmemory", 0)
+    assert worker.server.client.llen(REPLY_KEY) == 1
+    assert 0 < worker.server.client.ttl(REPLY_KEY) <= 600

@@ -12,6 +12,8 @@ from celery import Celery
 
 from embedfleet.broker import connect
 from embedfleet.contract import TASK_EMBED
+from embedfleet.errors import BrokerUnavailable
+from embedfleet.redis import RedisBroker
 from embedfleet.settings import load
 from embedfleet_worker.transport import Back, Taken, channel, given_back, holding, redis
 from tests.unit.poison import GARBAGE, POISON, changed
@@ -267,14 +269,18 @@ def test_what_only_looks_like_a_message_goes_to_the_dead_letters_and_blocks_noth
 def test_poison_that_can_not_be_set_aside_yet_is_set_aside_when_it_comes_again(
     consumers: Consumers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the memory limit it is given back; nothing ends."""
+    """While letters can't be kept it is given back; nothing ends."""
+
+    def refused(*_: object) -> None:
+        raise BrokerUnavailable("no")
+
     monkeypatch.setattr(holding, "GIVEN_BACK_S", 0.2)
     consumers.server.client.lpush(FIVE, b"no message")
-    full(consumers.server, True)
-    taker = consumers.start()
-    taker.look(1)
-    assert consumers.reasons() == []
-    full(consumers.server, False)
+    with monkeypatch.context() as patched:
+        patched.setattr(RedisBroker, "dead_letter", refused)
+        taker = consumers.start()
+        taker.look(1)
+        assert consumers.reasons() == []
     consumers.publish(FIVE, "a1")
     assert taker.wait(1) == ["a1"]
     wait_until(lambda: len(consumers.reasons()) == 1, "the dead letter", timeout_s=5)

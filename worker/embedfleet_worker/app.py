@@ -57,7 +57,7 @@ def build(tasks: Mapping[str, Work], holding: Holding, threads: int) -> Celery:
 
 
 def _register(app: Celery, name: str, work: Work, holding: Holding) -> None:
-    def run(self: Any, *args: object, **kwargs: object) -> None:
+    def run(self: Any, /, *args: object, **kwargs: object) -> None:  # a message may have a `self` too
         # Anything else than one argument is not ours; a TypeError here would lose the message.
         message = args[0] if len(args) == 1 and not kwargs else {"args": list(args), "kwargs": kwargs}
         tag = (self.request.properties or {}).get("delivery_tag", "")

@@ -13,10 +13,10 @@ from embedfleet_worker.pipeline import Problem
 _WIDEST = 65_536  # more dimensions than any model has
 
 
-def failed(ids: list[str], settings: EmbedSettings, problem: Problem) -> Outcomes:
-    """The same error for each text."""
+def failed(ids: list[str], dimensions: int | None, problem: Problem) -> Outcomes:
+    """The same error for each text, in a part of vectors of this length."""
     rows = [Outcome(record_id, error=problem) for record_id in ids]
-    dimensions = settings.dimensions or 1  # perhaps refused because nobody has as many
+    dimensions = dimensions or 1  # perhaps refused because nobody has as many
     return Outcomes(rows, np.zeros((len(rows), dimensions if dimensions <= _WIDEST else 1), np.float32))
 
 
@@ -29,7 +29,7 @@ def dead_outcomes(folder: JobFolder, number: int, settings: EmbedSettings, reaso
         if sealed is None or number >= sealed.batches:
             raise reason from None
         ids = [input_name(number)]  # nobody can say any more which texts it held
-    return failed(ids, settings, ("dead_letter", str(reason)))
+    return failed(ids, settings.dimensions, ("dead_letter", str(reason)))
 
 
 class Burial:

@@ -9,7 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from embedfleet import policies
@@ -74,6 +74,8 @@ class Deliveries:
             if _is_confirmed(parcel):
                 return
             target = parcel.folder.destination(delivery.destination)
+            if not parcel.folder.has_part(delivery.batch):  # no receipt: the part, when it comes, is to be delivered
+                raise ContractError(f"job {delivery.job}: batch {delivery.batch} has no part to deliver yet.")
             with self._turn(delivery.destination):
                 self._try(parcel, target.kind, lambda: self._destination(target.kind).deliver(target, parcel))
 
@@ -129,7 +131,7 @@ class Deliveries:
         try:
             detail = policies.DESTINATION(bring)
         except DestinationUnavailable as exc:
-            age_s = _age_s(parcel, str(exc))
+            age_s = _age_s(parcel, str(exc), self._broker.now())
             if age_s <= _GIVE_UP_S:
                 log.warning("delivery given back: %s", exc)
                 self._metrics.delivery(kind, "given_back")
@@ -167,14 +169,17 @@ def _is_confirmed(parcel: Parcel) -> bool:
     return receipt is not None and receipt.state == "confirmed"
 
 
-def _age_s(parcel: Parcel, reason: str) -> float:
-    """Seconds since the first try failed, or since it was sent on again; the receipt says when that was."""
+def _age_s(parcel: Parcel, reason: str, at: float) -> float:
+    """Seconds since the first try failed, or since it was sent on again; the receipt says when that was.
+
+    ``at``: now, on the broker's clock: workers' own may differ by hours.
+    """
     receipt = parcel.folder.receipt(parcel.destination, parcel.batch)
     if receipt is None or receipt.state != "waiting":
-        written = waiting(parcel.folder.job, parcel.batch, parcel.destination, reason)
+        written = waiting(parcel.folder.job, parcel.batch, parcel.destination, reason, at)
         policies.STORE(parcel.folder.write_receipt, written)
         return 0.0
-    return max((datetime.now(UTC) - datetime.fromisoformat(receipt.at)).total_seconds(), 0.0)
+    return max(at - datetime.fromisoformat(receipt.at).timestamp(), 0.0)
 
 
 def again_in_s(age_s: float) -> float:

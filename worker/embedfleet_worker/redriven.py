@@ -66,7 +66,7 @@ def settle_redriven(
     with look(broker, MAX_LETTERS) as queue:
         moved = [held for held in queue.found.values() if held.moved and _is_ours(broker, held.body)]
         settled = sum(_settle(broker, queue, held, tell) for held in moved)
-        if settled == len(moved):
+        if settled == len(moved) and queue.complete:  # else there are others, which this look did not see
             seen.depth = depth
     return settled
 

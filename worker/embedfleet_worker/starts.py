@@ -53,10 +53,14 @@ class Starts:
             raise Hopeless(f"it ended its worker {before.alone} times while nothing else ran there")
         suspect = before != Count()
         with self._room(suspect=suspect):
+            try:
+                counts.add(alone=suspect)
+            except BaseException:  # it may have been done though its answer was lost
+                _try(partial(counts.undo, alone=suspect))
+                raise
             self._under_way[counts] = suspect
             try:
-                counts.add(alone=suspect)  # inside: it may have been done though its answer was lost
-                if self._over:
+                if self._over:  # forgiven before, or by whoever took it out of what is under way
                     raise GiveBack("the worker stops")
                 yield suspect
             except BLAMED:

@@ -54,43 +54,37 @@ class Tasks:
         logs.bind(job=batch.job, batch=batch.batch)
         folder = JobFolder(open_store(check_allowed(batch.to, self.allowed_stores)), batch.job)
         with self.turns.turn(f"{batch.to}/{batch.job}/{batch.batch}"):
-            if not folder.has_part(batch.batch):
-                queue = self.broker.queue(self.model, "bulk")
-                self._commit(folder, batch, counts_of_batch(self.broker, queue, folder, batch.batch, times))
+            counts = counts_of_batch(self.broker, self.broker.queue(self.model, "bulk"), folder, batch.batch, times)
+            if folder.has_part(batch.batch):
+                counts.clear()  # who wrote it died before it could
+            else:
+                self._commit(folder, batch, counts)
             self._hand_over(folder, batch.batch)
 
     def _answer(self, message: object) -> None:
         request = Request.parse(message, "message")
+        assert isinstance(self.broker, RedisBroker)  # noqa: S101 - only Redis carries requests
+        counts = RedisCounts(self.broker, self.broker.queue(self.model, "bulk"), request.reply_to)
         if request.expires_at < self.broker.clock():
-            self._counted(request).clear()
+            counts.clear()
             telemetry.ended(telemetry.EXPIRED)
             return  # nobody waits any more
-        outcomes = self._request_outcomes(request)
-        with self.metrics.stage("write"):
-            self.broker.reply(request.reply_to, write_part(outcomes, request.settings.encoding, "embed", 0))
-        self.metrics.written(outcomes)
-
-    def _request_outcomes(self, request: Request) -> Outcomes:
-        """A request that can't be done is answered too: its caller waits."""
         ids = [str(row) for row in range(len(request.texts))]
+        given = Input(ids, list(request.texts), InputInfo(sha256="", tokens=0, rejected={}))
         try:
             self._check_model(request.settings)
             settings = models.resolve(request.settings, self.model)
             check_round_trip(settings)
-        except Permanent as exc:
-            return failed(ids, request.settings, ("dead_letter", str(exc)))
-        counts = self._counted(request)
-        given = Input(ids, list(request.texts), InputInfo(sha256="", tokens=0, rejected={}))
-        try:
-            with self.starts.start(counts) as alone:
-                return self._in_time(request, given, settings, alone=alone)
-        except Hopeless as exc:
+            with self.starts.start(counts) as alone:  # until it is answered: that too may end the worker
+                self._reply(request, self._in_time(request, given, settings, alone=alone))
+        except Permanent as exc:  # a request that can't be done is answered too: its caller waits
+            self._reply(request, failed(ids, 1, ("dead_letter", str(exc))))
             counts.clear()
-            return failed(ids, request.settings, ("dead_letter", str(exc)))
 
-    def _counted(self, request: Request) -> Counts:
-        assert isinstance(self.broker, RedisBroker)  # noqa: S101 - only Redis carries requests
-        return RedisCounts(self.broker, self.broker.queue(self.model, "bulk"), request.reply_to)
+    def _reply(self, request: Request, outcomes: Outcomes) -> None:
+        with self.metrics.stage("write"):
+            self.broker.reply(request.reply_to, write_part(outcomes, request.settings.encoding, "embed", 0))
+        self.metrics.written(outcomes)
 
     def _in_time(self, request: Request, given: Input, settings: EmbedSettings, *, alone: bool) -> Outcomes:
         """What takes longer than its caller waits is nobody's fault, and is not tried again."""
@@ -102,7 +96,7 @@ class Tasks:
         except DeadlineExceeded:
             if left_s > self.deadline_s:
                 raise
-        return failed(given.ids, settings, ("expired", "it took longer than its caller waits"))
+        return failed(given.ids, 1, ("expired", "it took longer than its caller waits"))
 
     def _commit(self, folder: JobFolder, batch: Batch, counts: Counts) -> None:
         """Admit, prepare, embed, commit."""
@@ -110,24 +104,24 @@ class Tasks:
         spec = folder.spec()
         self._check_model(spec.settings)
         self._check_spec(spec)
-        hopeless: Permanent | None = None
         try:
-            with self.starts.start(counts) as alone:
+            with self.starts.start(counts) as alone:  # until the part is written: that too may end the worker
                 with self.metrics.stage("read"):
                     given = policies.STORE(folder.input, batch.batch)
                 outcomes = self._batch_outcomes(folder, given, spec, alone=alone)
+                written = self._write(folder, batch.batch, spec, outcomes)
         except (Hopeless, ContractError, NotFound) as exc:
-            hopeless = exc
             outcomes = dead_outcomes(folder, batch.batch, spec.settings, exc)
-        if hopeless is not None:  # first: who finds the part writes none
-            queue = self.broker.queue(self.model, "bulk")
-            dead_letter(self.broker, batch.model_dump(), str(hopeless), queue, part=True)
-        with self.metrics.stage("write"):
-            part = write_part(outcomes, spec.settings.encoding, folder.job, batch.batch)
-            written = policies.STORE(folder.write_part, batch.batch, part)
-        if hopeless is not None:
+            queue = self.broker.queue(self.model, "bulk")  # first: who finds the part writes no letter
+            dead_letter(self.broker, batch.model_dump(), str(exc), queue, part=True)
+            written = self._write(folder, batch.batch, spec, outcomes)
             counts.clear()
         self._said(outcomes, time.monotonic() - begun, first=written)
+
+    def _write(self, folder: JobFolder, number: int, spec: JobSpec, outcomes: Outcomes) -> bool:
+        with self.metrics.stage("write"):
+            part = write_part(outcomes, spec.settings.encoding, folder.job, number)
+            return policies.STORE(folder.write_part, number, part)
 
     def _said(self, outcomes: Outcomes, seconds: float, *, first: bool) -> None:
         counts = outcomes.totals().model_dump()
@@ -140,19 +134,19 @@ class Tasks:
         for destination in folder.spec().deliver_to:
             receipt = folder.receipt(destination.name, number)
             if receipt is None or receipt.state == "waiting":
-                self.broker.publish(delivery(folder, number, destination.name), self.broker.deliver_queue)
+                self.broker.hand_over(delivery(folder, number, destination.name), self.broker.deliver_queue)
 
     def _batch_outcomes(self, folder: JobFolder, given: Input, spec: JobSpec, *, alone: bool) -> Outcomes:
         """Every end of a batch is outcomes: vectors, cancelled, expired, or settings that this worker can't satisfy."""
-        settings = spec.settings
+        fail = partial(failed, given.ids, spec.settings.dimensions)
         if folder.is_cancelled():
-            return failed(given.ids, settings, ("cancelled", "the job was cancelled before this text was embedded"))
+            return fail(("cancelled", "the job was cancelled before this text was embedded"))
         if spec.expires_at is not None and self.broker.clock() > spec.expires_at:
-            return failed(given.ids, settings, ("expired", "the job expired before this text was embedded"))
+            return fail(("expired", "the job expired before this text was embedded"))
         try:
-            resolved = models.resolve(settings, self.model)
+            resolved = models.resolve(spec.settings, self.model)
         except Permanent as exc:
-            return failed(given.ids, settings, ("dead_letter", str(exc)))
+            return fail(("dead_letter", str(exc)))
         return self._outcomes(given, resolved, Priority.BULK, self.deadline_s, alone=alone)
 
     def _check_model(self, settings: EmbedSettings) -> None:
@@ -186,8 +180,8 @@ class Tasks:
         except (Retryable, MemoryError):  # the engine's
             raise
         except SettingsError as exc:  # what only a tokenizer can tell
-            return failed(given.ids, settings, ("dead_letter", str(exc)))
+            return failed(given.ids, settings.dimensions, ("dead_letter", str(exc)))
         except Exception as exc:
             log_defect("batch", exc)
             problem: Problem = ("internal_error", f"its batch failed in the worker ({type(exc).__name__}); see its log")
-            return failed(given.ids, settings, problem)
+            return failed(given.ids, settings.dimensions, problem)

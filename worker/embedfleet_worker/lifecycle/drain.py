@@ -21,7 +21,7 @@ _TELLING_S = 5.0  # for the broker to be told what is given back; else leases en
 class Drain:
     """Ends the process once. ``before``: called when it begins.
 
-    ``after``: called at the end of one that nothing broke.
+    ``after``: called when nothing broke and grace is over, before the rest is given back.
     """
 
     def __init__(
@@ -61,9 +61,9 @@ class Drain:
             end = time.monotonic() + grace_s
             while time.monotonic() < end and not self._hurry and not self._holding.wait_until_empty(0.1):
                 pass
-            given_back = self._holding.close(_TELLING_S, blamed=code != 0)
-            if code == 0:
+            if code == 0:  # first: who takes what is given back must not find it charged
                 _within(_TELLING_S, self._after)
+            given_back = self._holding.close(_TELLING_S, blamed=code != 0)
             if given_back:
                 time.sleep(_LATE_S)
             log.warning("stopped: %d messages given back", given_back)

@@ -8,6 +8,7 @@ import base64
 import json
 from typing import Any, Literal
 
+from kombu.utils.json import loads
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from embedfleet.contract import describe
@@ -20,7 +21,7 @@ characters, each a text); what is larger nobody of ours sent. SQS refuses more t
 
 
 class _Headers(BaseModel):
-    """Celery's, as far as it acts on them, and ours. Others, such as those of tracing, may ride along."""
+    """Celery's, ours, and those of tracing. Others go no further: Celery acts on names that nobody would think of."""
 
     model_config = ConfigDict(strict=True)
 
@@ -45,6 +46,9 @@ class _Headers(BaseModel):
     stamps: dict[str, None] = Field(default={}, max_length=0)
     compression: None = None
     """kombu would unpack it without a limit."""
+    traceparent: str | None = None
+    tracestate: str | None = None
+    baggage: str | None = None
     embedfleet_at: float | None = Field(default=None, allow_inf_nan=False)
     embedfleet_signature: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
 
@@ -94,11 +98,13 @@ def read(message: bytes, key: SecretStr | None) -> dict[str, Any]:
         raise ValueError("its body is not base64") from None
     if key is not None:
         _check_signature(checked, key)
-    body = _parse(content)
+    try:
+        body = loads(content)  # as Celery will: it has types of its own in JSON
+    except Exception as exc:
+        raise ValueError(f"its body is not JSON ({type(exc).__name__})") from None
     if not _is_body(body):
         raise ValueError("its body is not [arguments, keyword arguments, no callbacks]")
-    found: dict[str, Any] = envelope
-    return found
+    return checked.model_dump(by_alias=True, exclude_none=True)
 
 
 def _parse(text: bytes) -> Any:

@@ -99,7 +99,7 @@ class Holding:
 
     def refuse(self, taken: Iterable[Taken]) -> None:
         """Others may have messages that never were held. Tried once: else they come back when their lease ends."""
-        self._tell([Order(each.queue, each.lease, 0, 0, each.message) for each in taken])
+        self._tell([Order(each.queue, each.lease, 0, 0, each.message, each.times > 1) for each in taken])
 
     def stop_taking(self) -> None:
         """From now on there is no room."""
