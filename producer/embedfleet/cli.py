@@ -170,7 +170,7 @@ def watch(job: str, quiet: bool, as_json: bool, fleet: FleetSettings) -> int:
 @click.argument("job")
 @fleet_options
 def results(job: str, fleet: FleetSettings) -> None:
-    """Every outcome of JOB and its retries on stdout, a JSON line a text, with the columns carried along."""
+    """Every outcome of JOB and its retries on stdout, a JSON line a text or chunk, with the columns carried along."""
     for row in Fleet(**dict(fleet)).job(job).rows():
         click.echo(json.dumps(row, ensure_ascii=False))
 

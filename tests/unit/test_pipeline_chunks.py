@@ -173,8 +173,10 @@ def test_a_text_the_tokenizer_fails_at_is_found_when_the_batch_runs_alone(engine
         None,
         "engine_error",
     ]
-    with pytest.raises(EngineFailed):
-        run(engine, ["bad", "bad"], chunked(), alone=True)
+    assert errors(run(engine, ["bad", "bad"], chunked(), alone=True)) == ["engine_error"] * 2
+    engine.untokenisable = {"bad", "worse"}
+    with pytest.raises(EngineFailed):  # it is the tokenizer, not the texts
+        run(engine, ["bad", "worse"], chunked(), alone=True)
 
 
 def test_a_chunk_the_engine_breaks_at_is_its_texts_error_when_it_runs_alone(engine: FakeEngine) -> None:

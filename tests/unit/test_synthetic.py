@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedfleet import EmbedSettings
+from embedfleet.batching import estimated_starts, estimated_tokens
 from embedfleet.errors import DeadlineExceeded, EngineUnavailable
 from embedfleet.models import DEFAULT_MODEL, profile_of
 from embedfleet.settings import load
@@ -75,6 +76,14 @@ def test_a_text_over_the_limit_is_too_long_or_cut() -> None:
     assert long.too_long == 102
     assert made.tokenise(["x" * 400], truncate=True) == [Tokens("x" * 400, [], 16, truncated=True, tokens_in=102)]
     made.close()
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
+def test_tokens_are_estimated_alike_wherever_they_begin(text: str) -> None:
+    starts = list(estimated_starts(text))
+    assert starts == sorted(starts)
+    assert abs(len(starts) - (estimated_tokens(text) - 2)) <= 1
+    assert all(0 <= start < len(text) for start in starts)
 
 
 def test_what_is_under_way_when_it_closes_can_be_given_back() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import NormalizedString, Tokenizer
 
 from embedfleet.errors import ConfigurationError, EngineFailed
+from embedfleet_worker import tokens as tokens_module
 from embedfleet_worker.tokens import Tokeniser
 
 LONG = "the thin inn " * 400
@@ -82,6 +83,38 @@ def test_exactly_the_limit_fits(tiny_qwen3: Path) -> None:
     assert (fits.count, fits.too_long, fits.truncated) == (16, None, False)
     assert (one_more.count, one_more.too_long, one_more.ids) == (17, 17, [])
     assert [tokens.truncated for tokens in tokeniser.encode(["x" * 15, "x" * 16], truncate=True)] == [False, True]
+
+
+def test_a_lower_limit_can_be_asked_for_and_a_higher_one_can_not(tiny_qwen3: Path) -> None:
+    tokeniser = Tokeniser(tiny_qwen3, 16)
+    for asked, limit in ((None, 16), (8, 8), (99, 16)):
+        fits, one_more = tokeniser.encode(["x" * (limit - 1), "x" * limit], truncate=False, max_tokens=asked)
+        assert (fits.too_long, one_more.too_long) == (None, limit + 1)
+
+
+@pytest.mark.parametrize("truncate", [False, True])
+def test_it_says_how_many_tokens_went_in_and_how_many_are_used(tiny_qwen3: Path, truncate: bool) -> None:
+    short, long = Tokeniser(tiny_qwen3, 16).encode(["x" * 10, "x" * 99], truncate=truncate)
+    assert (short.tokens_in, short.count) == (11, 11)
+    assert (long.tokens_in, len(long.ids)) == (100, 16 if truncate else 0)
+
+
+@pytest.mark.parametrize("piece", [7, 64, 65_536])
+def test_where_tokens_begin_is_said_in_code_points_and_ascends(
+    minilm: Path, tiny_qwen3: Path, monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    """Of a long text piece by piece: at the borders of the pieces tokens may be other ones."""
+    text = "Straße – 東京 😀 e\u0301 בְּרֵאשִׁית and plain words " * 5
+    monkeypatch.setattr(tokens_module, "_PIECE", piece)
+    for folder in (minilm, tiny_qwen3):
+        raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        raw.no_truncation()
+        raw.no_padding()
+        expected = [start for start, _ in raw.encode(text, add_special_tokens=False).offsets]
+        found = list(Tokeniser(folder, 64).starts(text))
+        assert found == sorted(found)
+        if piece > len(text):
+            assert found == sorted(expected)
 
 
 def test_a_text_in_the_middle_of_a_batch_is_tokenised_as_alone(minilm: Path) -> None:

@@ -41,13 +41,18 @@ class Chunker:
         ``alone``: nothing else is to blame. What the tokenizer fails at is then an error of that text.
         """
         rows = {text: row for row, text in enumerate(work.texts) if row not in work.wrong and text is not None}
+        failed: dict[str, EngineFailed] = {}
         for texts in [[text] for text in rows] if alone else [list(rows)]:
             try:
                 self._cut(work, texts, rows)
             except EngineFailed as exc:
-                if not alone or len(rows) == 1:
+                if not alone:
                     raise
-                work.wrong[rows[texts[0]]] = "engine_error", f"the engine fails at this text ({exc})"
+                failed[texts[0]] = exc
+        if len(failed) == len(rows) > 1:
+            raise next(iter(failed.values()))  # it is the tokenizer: it does none of them
+        for bad, failure in failed.items():
+            work.wrong[rows[bad]] = "engine_error", f"the engine fails at this text ({failure})"
         for row, text in enumerate(work.texts):  # the others of the same text
             if row not in work.wrong and row not in work.pieces and text is not None:
                 self._copy(work, rows[text], row)
