@@ -1,6 +1,6 @@
 # Every target does its own set-up; the first run installs .venv, later ones start at once.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos infra-test infra-apply-test lint format bench loadtest images images-test lock clean
+.PHONY: help setup demo test chaos interop infra-test infra-apply-test lint format bench loadtest images images-test lock clean
 
 # Used only when pip's own configuration does not offer the CPU build of torch.
 PYTORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
@@ -40,6 +40,9 @@ test: $(READY)  ## all tests
 
 chaos: $(READY)  ## kill workers, brokers and networks: KILLS=1000, under an hour
 	@CHAOS_KILLS=$(KILLS) $(PYTHON) -m pytest tests/chaos --timeout 7200
+
+interop: $(READY)  ## servers that are built first: llama.cpp, about 12 minutes
+	@$(PYTHON) -m pytest tests/interop -m interop
 
 infra-test: $(READY)  ## Terraform: form, behaviour, policies; with a mocked provider
 	@$(PYTHON) -m pytest tests/infra

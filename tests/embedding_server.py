@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,8 +29,11 @@ class EmbeddingServer(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 64
 
-    def __init__(self, dimensions: int, port: int = 0) -> None:
+    def __init__(self, dimensions: int, port: int = 0, context: ssl.SSLContext | None = None) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
+        self._scheme = "https" if context else "http"
+        if context:
+            self.socket = context.wrap_socket(self.socket, server_side=True)
         self.dimensions = dimensions
         self.models: Document | None = {"data": [{"id": "m", "owned_by": "stand-in"}]}
         self.version: str | None = "1.2"
@@ -53,7 +57,7 @@ class EmbeddingServer(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         """Of the API."""
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+        return f"{self._scheme}://127.0.0.1:{self.server_address[1]}/v1"
 
     def vector(self, text: str) -> NDArray[np.float32]:
         """What this server gives for a text."""
@@ -152,9 +156,11 @@ def unit_vector(text: str, dimensions: int) -> NDArray[np.float32]:
 
 
 @contextmanager
-def embedding_server(dimensions: int, port: int = 0) -> Iterator[EmbeddingServer]:
-    """A server in this process."""
-    server = EmbeddingServer(dimensions, port)
+def embedding_server(
+    dimensions: int, port: int = 0, context: ssl.SSLContext | None = None
+) -> Iterator[EmbeddingServer]:
+    """A server in this process, with TLS where a context is given."""
+    server = EmbeddingServer(dimensions, port, context)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:

@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[1]
-_START_S = 180.0
+_START_S = 280.0
 
 
 @contextmanager

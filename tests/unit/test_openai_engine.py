@@ -12,6 +12,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from embedfleet import policies
+from embedfleet.broker import connect
 from embedfleet.errors import (
     ConfigurationError,
     DeadlineExceeded,
@@ -20,7 +21,7 @@ from embedfleet.errors import (
     EngineUnreachable,
 )
 from embedfleet.models import profile_of
-from embedfleet.settings import FleetSettings, load
+from embedfleet.settings import LANES, FleetSettings, load
 from embedfleet_worker.checks import wrong
 from embedfleet_worker.engine.base import Embedded, Priority
 from embedfleet_worker.engine.openai import OpenaiEngine
@@ -463,6 +464,15 @@ def test_a_server_that_hangs_is_an_outage_before_the_batchs_time_is_over(
         engine.embed(engine.tokenise(["a text"], truncate=True), Priority.BULK).result(1.9)
 
 
+def test_texts_that_take_too_long_at_a_server_that_works_are_to_blame(
+    start: Callable[..., OpenaiEngine], server: EmbeddingServer
+) -> None:
+    engine = start(deadline_s=2)
+    server.fault = only_with("slow", hang)
+    with pytest.raises(EngineFailed, match="did not answer in time, and at a short text it does not"):
+        embed(engine, ["a slow text"])
+
+
 # Threads
 
 
@@ -614,3 +624,11 @@ def test_a_url_that_is_none_is_refused_without_being_shown(url: str) -> None:
     with pytest.raises(ConfigurationError, match=r"openai_url: .*it is no http") as refused:
         load(openai_url=url)
     assert "secret" not in str(refused.value)
+
+
+def test_workers_with_a_server_take_from_the_queues_of_those_with_vllm(tiny_qwen3: Path) -> None:
+    own, asks = (
+        load(engine=engine, model=str(tiny_qwen3), revision="abc", broker_url="redis://localhost:1/0")
+        for engine in ("vllm", "openai")
+    )
+    assert [connect(own).lane(lane) for lane in LANES] == [connect(asks).lane(lane) for lane in LANES]
