@@ -1,6 +1,6 @@
 # Every target does its own set-up; the first run installs .venv, later ones start at once.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos infra-test infra-apply-test lint format bench loadtest images images-test lock clean
+.PHONY: help setup demo test vectors chaos infra-test infra-apply-test lint format bench loadtest images images-test lock clean
 
 # Used only when pip's own configuration does not offer the CPU build of torch.
 PYTORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
@@ -38,6 +38,9 @@ test: $(READY)  ## all tests
 
 chaos: $(READY)  ## kill workers, brokers and networks: KILLS=1000, under an hour
 	@CHAOS_KILLS=$(KILLS) $(PYTHON) -m pytest tests/chaos --timeout 7200
+
+vectors: $(READY)  ## 2,000 real texts against the reference implementations, in any company: VECTORS_MINUTES
+	@VECTORS_TEXTS=2000 $(PYTHON) -m pytest tests/vectors --timeout 1800
 
 infra-test: $(READY)  ## Terraform: form, behaviour, policies; with a mocked provider
 	@$(PYTHON) -m pytest tests/infra
