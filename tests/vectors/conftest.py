@@ -1,6 +1,5 @@
 """References computed once, four fleets (two models in two number formats) started together, and a table at the end."""
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -16,25 +15,16 @@ from embedfleet.local import LocalFleet
 from embedfleet.redisclient import client_of
 from embedfleet.settings import load
 from tests import tiny_qwen3 as tiny
-from tests.vectors.corpus import WHOLE, corpus
+from tests.vectors.corpus import COUNT, corpus
 from tests.vectors.references import Reference, minilm_reference, qwen_reference
 from tests.vectors.served import Served
-
-TEXTS = int(os.environ.get("VECTORS_TEXTS", "300"))
-"""``make vectors`` takes 2,000, ``make test`` a smaller choice of the same kinds."""
 
 figures = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
-    return [item.text for item in corpus(TEXTS)]
-
-
-@pytest.fixture(scope="session")
-def whole() -> bool:
-    """Whether all is wanted, however long it takes."""
-    return TEXTS >= WHOLE
+    return [item.text for item in corpus(COUNT)]
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,8 @@ import django
 from examples.stdlib_search.collect import collect, sources
 
 WHOLE = 2000
+COUNT = int(os.environ.get("VECTORS_TEXTS", "300"))
+"""How many texts this run takes: ``make vectors`` all, ``make test`` a smaller choice of the same kinds."""
 LONGEST = 40_000
 LANGUAGES = {"de": "manpages-de", "fr": "manpages-fr", "ja": "manpages-ja", "zh_CN": "manpages-zh"}
 """Folders of manual pages, with the package that brings each."""

@@ -34,7 +34,9 @@ class Served:
     def pieces(self, texts: Sequence[str], size: int, settings: EmbedSettings = TRUNCATE) -> Vectors:
         """Round trips of so many texts, one after the other: nothing else is in the engine."""
         starts = range(0, len(texts), size)
-        return np.concatenate([self.fleet.embed(texts[at : at + size], settings=settings) for at in starts])
+        return np.concatenate(
+            [self.fleet.embed(texts[at : at + size], settings=settings, timeout_s=300) for at in starts]
+        )
 
     def job(self, texts: Sequence[object], settings: EmbedSettings = TRUNCATE) -> pa.Table:
         """Every outcome of a job of these texts, in their order."""

@@ -20,7 +20,7 @@ def bits(table: pa.Table) -> list[bytes]:
 
 
 def settings(dimensions: int | None = None, encoding: str = "float32") -> EmbedSettings:
-    return EmbedSettings.model_validate({**TRUNCATE.model_dump(), "dimensions": dimensions, "encoding": encoding})
+    return TRUNCATE.model_copy(update={"dimensions": dimensions, "encoding": encoding})
 
 
 def sizes(model: str) -> list[int | None]:
@@ -29,7 +29,7 @@ def sizes(model: str) -> list[int | None]:
 
 @pytest.fixture(scope="module")
 def chosen(texts: list[str]) -> list[str]:
-    return texts[:150]
+    return texts[: len(texts) // 5]
 
 
 @pytest.mark.parametrize("encoding", ["float32", "float16"])

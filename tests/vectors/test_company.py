@@ -36,7 +36,7 @@ def test_tasks_of_different_settings_in_the_engine_at_once_each_get_their_own(
 ) -> None:
     served = fleets["Qwen3", dtype]
     served.forget()
-    chosen = [text for text in texts if len(text) < 300][:40]
+    chosen = [text for text in texts if len(text.encode()) < 300][:40]
     kinds = list(product(PROMPTS, DIMENSIONS, ENCODINGS))
     os.kill(served.local.worker_pid, signal.SIGSTOP)  # so that all wait for it at once
     try:
@@ -90,7 +90,7 @@ def test_bad_texts_are_named_and_cost_their_neighbours_nothing(
     bad = list(BAD.values()) * 5
     mixed = [each for place, (text, _) in zip(good, bad, strict=True) for each in (texts[place], text)]
     for cached in (False, True):
-        table = served.job(mixed, EmbedSettings())
+        table = served.job(list(enumerate(mixed)), EmbedSettings())
         assert table["error"].to_pylist()[1::2] == [code for _, code in bad]
         assert table["embedding"].is_null().to_pylist() == [False, True] * len(bad)
         right = table.take(range(0, len(mixed), 2))
