@@ -1,123 +1,63 @@
-"""Texts beside others that have other settings, that are bad, or whose vectors the model itself gets wrong."""
+"""Tasks of different settings in the engine at the same time: each gets its own vectors."""
 
 import os
 import signal
+import time
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from embedfleet import EmbedSettings
-from embedfleet.errors import TextError
+from embedfleet.job import Job
 from tests import tiny_qwen3 as tiny
-from tests.vectors.references import Reference, cosines, qwen_reference
+from tests.vectors.references import cosines, qwen_reference
 from tests.vectors.served import Served, table_of, vectors
 
 Fleets = dict[tuple[str, str], Served]
 LEAST = {"float32": 0.99999, "bfloat16": 0.999}
 
-PROMPTS = {
+PROMPTS: dict[str, tuple[dict[str, Any], str]] = {
     "document": ({}, ""),
     "query": ({"input_type": "query"}, tiny.QUERY_PROMPT),
-    "instruction": (
-        {"input_type": "query", "instruction": "Find the page"},
-        "Instruct: Find the page\nQuery:",
-    ),
+    "instruction": ({"input_type": "query", "instruction": "Find the page"}, "Instruct: Find the page\nQuery:"),
 }
-DIMENSIONS = (128, 100, 32)
-ENCODINGS = ("float32", "float16")
+KINDS = list(product(PROMPTS, (128, 100, 32), ("float32", "float16")))
+EACH = 8
+"""Texts of a task: the engine takes those of several in one step of 64."""
 
 
 @pytest.mark.parametrize("dtype", LEAST)
 def test_tasks_of_different_settings_in_the_engine_at_once_each_get_their_own(
     dtype: str, qwen: Path, fleets: Fleets, texts: list[str]
 ) -> None:
+    """They wait for the worker, and then behind a job that keeps its engine busy, and go in together."""
     served = fleets["Qwen3", dtype]
     served.forget()
-    chosen = [text for text in texts if len(text.encode()) < 300][:40]
-    kinds = list(product(PROMPTS, DIMENSIONS, ENCODINGS))
-    os.kill(served.local.worker_pid, signal.SIGSTOP)  # so that all wait for it at once
+    short = [text for text in texts if len(text.encode()) < 300]
+    chosen = [short[start : start + EACH] for start in range(0, EACH * len(KINDS), EACH)]
+    os.kill(served.local.worker_pid, signal.SIGSTOP)
     try:
-        jobs = [
-            served.fleet.enqueue(
-                chosen,
-                settings=EmbedSettings(dimensions=dimensions, encoding=encoding, **PROMPTS[prompt][0]),
-            )
-            for prompt, dimensions, encoding in kinds
-        ]
+        busy = served.fleet.submit([f"{number} of many {'words ' * 60}" for number in range(500)])
+        jobs = [enqueue(served, own, *kind) for own, kind in zip(chosen, KINDS, strict=True)]
     finally:
         os.kill(served.local.worker_pid, signal.SIGCONT)
-    wants = {
-        name: qwen_reference(qwen, [head + text for text in chosen], limit=tiny.MAX_TOKENS)
-        for name, (_, head) in PROMPTS.items()
-    }
-    for (prompt, dimensions, encoding), job in zip(kinds, jobs, strict=True):
+    begun = time.monotonic()
+    for job in (busy, *jobs):
         job.wait(timeout_s=120)
+    took_s = time.monotonic() - begun
+    assert sum(job.folder.part_info(0).stages_s["engine"] for job in (busy, *jobs)) > 2 * took_s, "not by turns"
+
+    for own, (prompt, dimensions, encoding), job in zip(chosen, KINDS, jobs, strict=True):
+        reference = qwen_reference(qwen, [PROMPTS[prompt][1] + text for text in own], limit=tiny.MAX_TOKENS)
         found = vectors(table_of(job))
-        assert (found.shape, found.dtype) == ((len(chosen), dimensions), np.dtype(encoding))
-        assert cosines(found, wants[prompt].cut(dimensions)).min() >= LEAST[dtype], (prompt, dimensions, encoding)
+        assert (found.shape, found.dtype) == ((EACH, dimensions), np.dtype(encoding))
+        assert cosines(found, reference.cut(dimensions)).min() >= LEAST[dtype], (prompt, dimensions, encoding)
 
 
-# Bad texts and bad vectors
-
-MARKED = f"a text with {tiny.START}, whose vector is NaN in this model"
-BAD: dict[str, tuple[object, str]] = {
-    "nothing": ("", "empty"),
-    "blanks": (" \t\r\n\u2003\u3000", "empty"),
-    "half of a pair": ("a \ud83d face", "lone_surrogate"),
-    "other half": ("\udc00", "lone_surrogate"),
-    "none": (None, "not_a_string"),
-    "integer": (7, "not_a_string"),
-    "float": (float("nan"), "not_a_string"),
-    "bytes": (b"bytes", "not_a_string"),
-    "list": (["a text"], "not_a_string"),
-    "too long": ("word " * 500, "too_long"),
-    "NaN": (MARKED, "not_finite"),
-    "NaN and too long": (MARKED * 100, "too_long"),
-}
-
-
-@pytest.mark.parametrize("dtype", LEAST)
-def test_bad_texts_are_named_and_cost_their_neighbours_nothing(
-    dtype: str, fleets: Fleets, references: dict[str, Reference], texts: list[str]
-) -> None:
-    """Every other text is bad, in the first job and, where nothing is computed for the good ones, in the second."""
-    served, reference = fleets["Qwen3", dtype], references["Qwen3"]
-    served.forget()
-    good = [place for place, cut in enumerate(reference.truncated) if not cut][: 5 * len(BAD)]
-    bad = list(BAD.values()) * 5
-    mixed = [each for place, (text, _) in zip(good, bad, strict=True) for each in (texts[place], text)]
-    for cached in (False, True):
-        table = served.job(list(enumerate(mixed)), EmbedSettings())
-        assert table["error"].to_pylist()[1::2] == [code for _, code in bad]
-        assert table["embedding"].is_null().to_pylist() == [False, True] * len(bad)
-        right = table.take(range(0, len(mixed), 2))
-        assert set(right["cached"].to_pylist()) == {cached}
-        assert cosines(vectors(right), reference.vectors[good]).min() >= LEAST[dtype]
-
-
-def test_what_the_model_gets_wrong_is_named_to_a_caller_and_is_not_kept(fleets: Fleets) -> None:
-    served = fleets["Qwen3", "float32"]
-    served.forget()
-    for _ in range(2):
-        with pytest.raises(
-            TextError, match="text 1 has no vector: not_finite: the engine gave NaN or infinity"
-        ) as failed:
-            served.fleet.embed(["a text", MARKED, "another text"])
-        assert list(failed.value.errors) == [1]
-    assert served.cache.dbsize() == 2
-
-
-@pytest.mark.parametrize("dtype", LEAST)
-def test_vectors_after_a_nan_are_right(
-    dtype: str, fleets: Fleets, references: dict[str, Reference], texts: list[str]
-) -> None:
-    """What the engine keeps of earlier texts in its memory is computed with no more: nothing times NaN is NaN."""
-    served = fleets["Qwen3", dtype]
-    marked: pa.Table = served.job([f"{number} {MARKED}" for number in range(200)], EmbedSettings())
-    assert set(marked["error"].to_pylist()) == {"not_finite"}
-    served.forget()
-    found = served.pieces(texts[:120], 40)
-    assert cosines(found, references["Qwen3"].vectors[:120]).min() >= LEAST[dtype]
+def enqueue(served: Served, texts: list[str], prompt: str, dimensions: int, encoding: Any) -> Job:
+    return served.fleet.enqueue(
+        texts, settings=EmbedSettings(dimensions=dimensions, encoding=encoding, **PROMPTS[prompt][0])
+    )
