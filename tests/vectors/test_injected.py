@@ -10,6 +10,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -63,11 +64,9 @@ class Engine(FakeEngine):
         self.thread = threading.Thread(target=self.loop.run)
         self.thread.start()
 
-    def tokenise(self, prompts: Sequence[str], *, truncate: bool) -> list[Tokens]:
-        return [Tokens(prompt, [1 + TEXTS.index(prompt)], 1) for prompt in prompts]
-
     def embed(self, prompts: Sequence[Tokens], priority: Priority) -> "Future[Embedded]":
-        work = Work(prompts, priority, np.empty((len(prompts), self.dimensions), np.float32))
+        numbered = [replace(tokens, ids=[1 + TEXTS.index(tokens.prompt)]) for tokens in prompts]
+        work = Work(numbered, priority, np.empty((len(prompts), self.dimensions), np.float32))
         self.loop.submit(work)
         return work.future
 
