@@ -72,8 +72,13 @@ def fleets(
 
 @pytest.fixture
 def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Add a line to what is printed at the end."""
-    return request.config.stash.setdefault(figures, []).append
+    """Print a line, and again at the end, where nothing is captured."""
+
+    def note(line: str) -> None:
+        print(line)  # noqa: T201 - for those who watch, with -s
+        request.config.stash.setdefault(figures, []).append(line)
+
+    return note
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
