@@ -1,4 +1,4 @@
-"""References computed once, four fleets (two models in two number formats) started together, and a table at the end."""
+"""References computed once, fleets of two models in two number formats, and a table of figures at the end."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -41,33 +41,61 @@ def qwen(tiny_qwen3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def references(texts: list[str], minilm: Path, qwen: Path) -> dict[str, Reference]:
-    """By model."""
-    return {
-        "MiniLM": minilm_reference(minilm, texts),
-        "Qwen3": qwen_reference(qwen, texts, limit=tiny.MAX_TOKENS),
-    }
+    """By model, each computed when it is first asked for."""
+    return References(texts, minilm, qwen)
+
+
+class References(dict[str, Reference]):
+    def __init__(self, texts: list[str], minilm: Path, qwen: Path) -> None:
+        super().__init__()
+        self._make = {
+            "MiniLM": lambda: minilm_reference(minilm, texts),
+            "Qwen3": lambda: qwen_reference(qwen, texts, limit=tiny.MAX_TOKENS),
+        }
+
+    def __missing__(self, model: str) -> Reference:
+        self[model] = self._make[model]()
+        return self[model]
+
+
+class Fleets(dict[tuple[str, str], Served]):
+    """By model and number format. A model's two start together when one is asked for, half a minute on two cores."""
+
+    def __init__(self, folders: dict[str, Path | None], cache_url: str, store: Callable[[], Path]) -> None:
+        super().__init__()
+        self._folders = folders
+        self._cache_url = cache_url
+        self._store = store
+        self._stack = ExitStack()
+
+    def __missing__(self, key: tuple[str, str]) -> Served:
+        model, _ = key
+        started = {(model, dtype): self._start(self._folders[model], dtype) for dtype in ("float32", "bfloat16")}
+        for served in started.values():
+            served.local.wait_ready()
+        self.update(started)
+        return self[key]
+
+    def _start(self, folder: Path | None, dtype: str) -> Served:
+        store = str(self._store())
+        named = {"model": str(folder)} if folder else {}
+        settings = load(store=store, dtype=dtype, cache_url=self._cache_url, **named)
+        local = self._stack.enter_context(LocalFleet(settings, stores=(store,)))
+        fleet = self._stack.enter_context(Fleet(**dict(local.settings)))
+        return Served(local, fleet, self._stack.enter_context(client_of(self._cache_url)))
+
+    def close(self) -> None:
+        self._stack.close()
 
 
 @pytest.fixture(scope="package")
 def fleets(
-    minilm: Path, qwen: Path, start_redis: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
+    qwen: Path, start_redis: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[tuple[str, str], Served]]:
-    """By model and number format. They start together, which takes half as long on two cores."""
-    cache_url = start_redis()
-    cache, found = client_of(cache_url), {}
-    with ExitStack() as stack:
-        for model, folder in (("MiniLM", None), ("Qwen3", qwen)):
-            for dtype in ("float32", "bfloat16"):
-                store = str(tmp_path_factory.mktemp("store"))
-                named = {"model": str(folder)} if folder else {}
-                settings = load(store=store, dtype=dtype, cache_url=cache_url, **named)
-                local = stack.enter_context(LocalFleet(settings, stores=(store,)))
-                fleet = stack.enter_context(Fleet(**dict(local.settings)))
-                found[model, dtype] = Served(local, fleet, cache)
-        for served in found.values():
-            served.local.wait_ready()
-        yield found
-    cache.close()
+    """Fleets with a cache, of two models in two number formats."""
+    started = Fleets({"MiniLM": None, "Qwen3": qwen}, start_redis(), lambda: tmp_path_factory.mktemp("store"))
+    yield started
+    started.close()
 
 
 @pytest.fixture
