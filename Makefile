@@ -39,7 +39,7 @@ test: $(READY)  ## all tests
 chaos: $(READY)  ## kill workers, brokers and networks: KILLS=1000, under an hour
 	@CHAOS_KILLS=$(KILLS) $(PYTHON) -m pytest tests/chaos --timeout 7200
 
-vectors: $(READY)  ## 2,000 real texts against the reference implementations, in any company: VECTORS_MINUTES
+vectors: $(READY)  ## 2,000 real texts against the reference implementations: a quarter of an hour
 	@VECTORS_TEXTS=2000 $(PYTHON) -m pytest tests/vectors --timeout 1800
 
 infra-test: $(READY)  ## Terraform: form, behaviour, policies; with a mocked provider
