@@ -30,6 +30,18 @@ BAD: dict[str, tuple[object, str]] = {
 }
 
 
+def test_what_the_model_gets_wrong_is_named_to_a_caller_and_is_not_kept(fleets: Fleets) -> None:
+    served = fleets["Qwen3", "float32"]
+    served.forget()
+    for _ in range(2):
+        with pytest.raises(
+            TextError, match="text 1 has no vector: not_finite: the engine gave NaN or infinity"
+        ) as failed:
+            served.fleet.embed(["a text", MARKED, "another text"])
+        assert list(failed.value.errors) == [1]
+    assert served.cache.dbsize() == 2
+
+
 @pytest.mark.parametrize("dtype", LEAST)
 def test_bad_texts_are_named_and_cost_their_neighbours_nothing(
     dtype: str, fleets: Fleets, references: dict[str, Reference], texts: list[str]
@@ -47,18 +59,6 @@ def test_bad_texts_are_named_and_cost_their_neighbours_nothing(
         right = table.take(list(range(0, len(mixed), 2)))
         assert set(right["cached"].to_pylist()) == {cached}
         assert cosines(vectors(right), reference.vectors[good]).min() >= LEAST[dtype]
-
-
-def test_what_the_model_gets_wrong_is_named_to_a_caller_and_is_not_kept(fleets: Fleets) -> None:
-    served = fleets["Qwen3", "float32"]
-    served.forget()
-    for _ in range(2):
-        with pytest.raises(
-            TextError, match="text 1 has no vector: not_finite: the engine gave NaN or infinity"
-        ) as failed:
-            served.fleet.embed(["a text", MARKED, "another text"])
-        assert list(failed.value.errors) == [1]
-    assert served.cache.dbsize() == 2
 
 
 @pytest.mark.xfail(
