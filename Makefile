@@ -1,6 +1,6 @@
 # Every target does its own set-up; the first run installs .venv, later ones start at once.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos interop infra-test infra-apply-test lint format bench loadtest images images-test lock clean
+.PHONY: help setup demo test vectors chaos interop infra-test infra-apply-test lint format bench loadtest images images-test lock clean
 
 # Used only when pip's own configuration does not offer the CPU build of torch.
 PYTORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
@@ -43,6 +43,9 @@ chaos: $(READY)  ## kill workers, brokers and networks: KILLS=1000, under an hou
 
 interop: $(READY)  ## servers that are built first: llama.cpp, about 12 minutes
 	@$(PYTHON) -m pytest tests/interop -m interop
+
+vectors: $(READY)  ## 2,000 real texts against the reference implementations: a quarter of an hour
+	@VECTORS_TEXTS=2000 $(PYTHON) -m pytest tests/vectors --timeout 1800
 
 infra-test: $(READY)  ## Terraform: form, behaviour, policies; with a mocked provider
 	@$(PYTHON) -m pytest tests/infra
