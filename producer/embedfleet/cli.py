@@ -10,7 +10,7 @@ from dataclasses import asdict
 import click
 
 import embedfleet
-from embedfleet import deadletters, operate
+from embedfleet import deadletters, evaluating, operate
 from embedfleet import models as profiles
 from embedfleet.client import Fleet
 from embedfleet.contract import EmbedSettings, Overflow
@@ -259,6 +259,7 @@ for command in (
     operate.up,
     operate.reconcile,
     deadletters.dead,
+    evaluating.evaluate_command,
     operate.models,
     operate.config,
     operate.doctor,
