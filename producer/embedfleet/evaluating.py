@@ -70,7 +70,7 @@ def evaluate_command(
     _check_models(fleet, compared)
     store = store_of(fleet, to)
     with running(fleet, store) as run, resumable(f"Go on with: {command_line()}"):
-        embed = _Following(run, store, quiet=quiet)
+        embed = Following(run, store, quiet=quiet)
         found = evaluate(run.fleet, labelled, compared, to=store.uri, recall_at=recall_at, embed=embed)
     if plot_to is not None:
         plot(found, plot_to)
@@ -94,7 +94,7 @@ def parse_try(text: str, base: EmbedSettings) -> EmbedSettings:
         raise SettingsError(f"--try {text}: {describe(exc)}. Settings are {known}.") from None
 
 
-class _Following:
+class Following:
     """Submits to the fleet of a command, watches the local one while it works, and shows how far it is."""
 
     def __init__(self, run: Run, store: Store, *, quiet: bool) -> None:

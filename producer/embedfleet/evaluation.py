@@ -4,8 +4,7 @@ Settings that differ in dimensions or encoding only share their vectors: the ful
 gives what a worker would have written.
 """
 
-import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,19 +15,13 @@ from embedfleet.errors import SettingsError
 from embedfleet.job import Job
 from embedfleet.labels import Pairs, Retrieval
 from embedfleet.quality import NDCG_AT, Nearest, as_written, need, retrieval, spearman
-from embedfleet.records import Record
 from embedfleet.settings import FleetSettings
-from embedfleet.tables import vectors_of
+from embedfleet.vectors import Embed, Embedding, all_vectors, blocks, fingerprint_of
 
 if TYPE_CHECKING:
     import numpy as np
 
-Embed = Callable[[Iterable[Record], EmbedSettings, str], Job]
-"""Records, settings and idempotency key to a finished job."""
-
 RECALL_AT = (10, 100)
-_WORKER = ("engine", "revision", "dtype", "max_tokens", "quantization", "openai_url", "openai_model")
-"""Settings of the fleet that make vectors others, as far as this embedfleet has them."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +88,7 @@ def evaluate(
     """
     need("scipy" if isinstance(data, Pairs) else "pytrec_eval")
     plans = [_plan(fleet.settings, data, each) for each in settings or default_settings(fleet.settings)]
-    embedding = _Embedding(fleet, embed or _submitting(fleet, to))
+    embedding = Embedding(fleet, to, embed)
     if isinstance(data, Pairs):
         rows = _evaluate_pairs(embedding, data, plans)
         counts = {"pairs": len(data.pairs), "texts": len(data.texts)}
@@ -111,40 +104,20 @@ def default_settings(fleet: FleetSettings, base: EmbedSettings | None = None) ->
     base = base or EmbedSettings()
     if base.dimensions is not None:
         return [base]
-    profile = models.profile_of(models.named(base.model or fleet.model))
+    profile = profile_for(fleet, base)
     halves = [profile.dimensions >> step for step in range(profile.dimensions.bit_length())]
     return [base.model_copy(update={"dimensions": length}) for length in halves if profile.allows(length)]
+
+
+def profile_for(fleet: FleetSettings, settings: EmbedSettings) -> models.ModelProfile:
+    """The profile of the model that these settings mean. Raises UnknownModel."""
+    return models.profile_of(models.named(settings.model or fleet.model))
 
 
 def check(fleet: FleetSettings, data: Pairs | Retrieval, settings: Sequence[EmbedSettings]) -> None:
     """Raise SettingsError for what :func:`evaluate` would refuse."""
     for each in settings:
         _plan(fleet, data, each)
-
-
-class _Embedding:
-    """Jobs by what is embedded and how: nothing is embedded twice."""
-
-    def __init__(self, fleet: Fleet, embed: Embed) -> None:
-        self.jobs: dict[tuple[str, EmbedSettings], Job] = {}
-        self._fleet, self._embed = fleet, embed
-
-    def job(self, fingerprint: str, records: Callable[[], Iterable[Record]], settings: EmbedSettings) -> Job:
-        """The finished job of these records."""
-        if (fingerprint, settings) not in self.jobs:
-            worker = {name: getattr(self._fleet.settings, name, None) for name in _WORKER}
-            key = json.dumps(["eval", fingerprint, settings.model_dump(), worker], default=str)
-            self.jobs[fingerprint, settings] = self._embed(records(), settings, key)
-        return self.jobs[fingerprint, settings]
-
-
-def _submitting(fleet: Fleet, to: str | None) -> Embed:
-    def embed(records: Iterable[Record], settings: EmbedSettings, key: str) -> Job:
-        job = fleet.submit(records, settings=settings, to=to, key=key)
-        job.wait()
-        return job
-
-    return embed
 
 
 def _plan(fleet: FleetSettings, data: Pairs | Retrieval, settings: EmbedSettings) -> _Plan:
@@ -176,32 +149,10 @@ def _full(fleet: FleetSettings, settings: EmbedSettings) -> EmbedSettings:
     return _resolved(fleet, settings.model_copy(update={"dimensions": None, "encoding": "float32"}))
 
 
-def _blocks(job: Job) -> Iterator[tuple[list[str], "np.ndarray[Any, Any]"]]:
-    """Ids and vectors of the texts that have one, some hundred at a time, retries included."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    for batch in job.results().to_batches(columns=["id", "embedding", "error"]):
-        table = pa.Table.from_batches([batch])
-        table = table.filter(pc.is_null(table["error"]))
-        if table.num_rows:
-            yield table["id"].to_pylist(), vectors_of(table)
-
-
-def _all(job: Job) -> tuple[dict[str, int], "np.ndarray[Any, Any]"]:
-    """By id the row of its vector; and the vectors."""
-    import numpy as np
-
-    blocks = list(_blocks(job))
-    ids = [each for some, _ in blocks for each in some]
-    empty = np.zeros((0, job.spec.settings.dimensions or 0), np.float32)
-    return {each: row for row, each in enumerate(ids)}, np.concatenate([empty, *(vectors for _, vectors in blocks)])
-
-
-def _evaluate_pairs(embedding: _Embedding, data: Pairs, plans: Sequence[_Plan]) -> list[Measured]:
+def _evaluate_pairs(embedding: Embedding, data: Pairs, plans: Sequence[_Plan]) -> list[Measured]:
     rows = []
     for plan in plans:
-        at, vectors = _all(embedding.job(data.fingerprint, data.records, plan.document))
+        at, vectors = all_vectors(embedding.job(data.fingerprint, data.records, plan.document))
         usable = [row for row, pair in enumerate(data.pairs) if all(str(each) in at for each in pair)]
         written = plan.written(vectors)
         left, right = (written[[at[str(data.pairs[row][side])] for row in usable]] for side in (0, 1))
@@ -215,7 +166,7 @@ class _Search:
 
     def __init__(self, data: Retrieval, plan: _Plan, queries: Job, keep: int) -> None:
         self._data, self._plan = data, plan
-        self._at, vectors = _all(queries)
+        self._at, vectors = all_vectors(queries)
         self._nearest = Nearest(plan.written(vectors), keep)
 
     def add(self, documents: "np.ndarray[Any, Any]") -> None:
@@ -235,9 +186,9 @@ class _Search:
 
 
 def _evaluate_retrieval(
-    embedding: _Embedding, data: Retrieval, plans: Sequence[_Plan], recall_at: Sequence[int]
+    embedding: Embedding, data: Retrieval, plans: Sequence[_Plan], recall_at: Sequence[int]
 ) -> list[Measured]:
-    queries_print = json.dumps([[query.id, query.text] for query in data.queries], default=str)
+    queries_print = fingerprint_of([query.id, query.text] for query in data.queries)
     measured: dict[int, Measured] = {}
     for document in dict.fromkeys(plan.document for plan in plans):
         searches = {}
@@ -255,7 +206,7 @@ def _search(job: Job, data: Retrieval, searches: Collection[_Search]) -> tuple[d
     wanted = {document for query in data.queries for document in query.relevant}
     rows: dict[str, int] = {}
     seen = 0
-    for ids, vectors in _blocks(job):
+    for ids, vectors in blocks(job):
         for search in searches:
             search.add(vectors)
         rows |= {document: seen + offset for offset, document in enumerate(ids) if document in wanted}

@@ -3,7 +3,6 @@
 Everything that can be wrong with them is an InputError before anything is embedded.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from embedfleet import inputs
 from embedfleet.errors import InputError
 from embedfleet.formats import quote, quoted
 from embedfleet.records import Record, id_of
+from embedfleet.vectors import fingerprint_of
 
 _SECOND = {"text1": "text2", "sentence1": "sentence2"}
 _SCORE, _RELEVANT = "score", "relevant"
@@ -45,7 +45,7 @@ class Pairs:
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the texts."""
-        return hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()
+        return fingerprint_of(self.texts)
 
     def records(self) -> Iterator[Record]:
         """The texts, by their positions."""

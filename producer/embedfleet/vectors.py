@@ -1,0 +1,80 @@
+"""Vectors of many texts through a fleet, for those who compute with them: evaluation.py, mteb.py. Not what is computed.
+
+Each is a job under a key of its own, so that doing it again reuses what is there.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from embedfleet.client import Fleet
+from embedfleet.contract import EmbedSettings
+from embedfleet.job import Job
+from embedfleet.records import Record
+from embedfleet.tables import vectors_of
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Embed = Callable[[Iterable[Record], EmbedSettings, str], Job]
+"""Records, settings and idempotency key to a finished job."""
+
+_WORKER = ("engine", "revision", "dtype", "max_tokens", "quantization", "openai_url", "openai_model")
+"""Settings of the fleet that make vectors others, as far as this embedfleet has them."""
+
+
+class Embedding:
+    """Jobs by what is embedded and how; each once.
+
+    ``to``: as with ``Fleet.submit``. ``embed``: another way to submit and wait.
+    """
+
+    def __init__(self, fleet: Fleet, to: str | None = None, embed: Embed | None = None) -> None:
+        self.jobs: dict[tuple[str, EmbedSettings], Job] = {}
+        self._fleet, self._to = fleet, to
+        self._embed = embed or self._submit
+
+    def job(self, fingerprint: str, records: Callable[[], Iterable[Record]], settings: EmbedSettings) -> Job:
+        """The finished job of these records. ``fingerprint`` stands for them, ``settings`` are resolved."""
+        if (fingerprint, settings) not in self.jobs:
+            worker = {name: getattr(self._fleet.settings, name, None) for name in _WORKER}
+            key = json.dumps(["vectors", fingerprint, settings.model_dump(), worker], default=str)
+            self.jobs[fingerprint, settings] = self._embed(records(), settings, key)
+        return self.jobs[fingerprint, settings]
+
+    def _submit(self, records: Iterable[Record], settings: EmbedSettings, key: str) -> Job:
+        job = self._fleet.submit(records, settings=settings, to=self._to, key=key)
+        job.wait()
+        return job
+
+
+def fingerprint_of(rows: Iterable[object]) -> str:
+    """SHA-256 (hex) over what JSON can write, row by row."""
+    content = hashlib.sha256()
+    for row in rows:
+        content.update(json.dumps(row, default=str).encode() + b"\n")
+    return content.hexdigest()
+
+
+def blocks(job: Job) -> Iterator[tuple[list[str], "np.ndarray[Any, Any]"]]:
+    """Ids and vectors of the texts that have one, some hundred at a time, retries included."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for batch in job.results().to_batches(columns=["id", "embedding", "error"]):
+        table = pa.Table.from_batches([batch])
+        table = table.filter(pc.is_null(table["error"]))
+        if table.num_rows:
+            yield table["id"].to_pylist(), vectors_of(table)
+
+
+def all_vectors(job: Job) -> tuple[dict[str, int], "np.ndarray[Any, Any]"]:
+    """By id the row of its vector; and the vectors, (texts that have one, dimensions)."""
+    import numpy as np
+
+    found = list(blocks(job))
+    ids = [each for some, _ in found for each in some]
+    settings = job.spec.settings
+    empty = np.zeros((0, settings.dimensions or 0), settings.encoding)
+    return {each: row for row, each in enumerate(ids)}, np.concatenate([empty, *(vectors for _, vectors in found)])
