@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "stdlib_search"))
 
 from collect import collect
 
-DOCUMENTS = 300
+DOCUMENTS = 100
 BODY_CHARACTERS = range(80, 800)
 
 
@@ -32,7 +32,7 @@ class StdlibDocstrings(AbsTaskRetrieval):
         main_score="ndcg_at_10",
     )
 
-    def load_data(self, num_proc: int | None = None, **_: Any) -> None:
+    def load_data(self, **_: Any) -> None:
         """From the standard library's sources, and from no hub."""
         if self.data_loaded:
             return

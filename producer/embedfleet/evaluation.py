@@ -16,7 +16,7 @@ from embedfleet.job import Job
 from embedfleet.labels import Pairs, Retrieval
 from embedfleet.quality import NDCG_AT, Nearest, as_written, need, retrieval, spearman
 from embedfleet.settings import FleetSettings
-from embedfleet.vectors import Embed, Embedding, all_vectors, blocks, fingerprint_of
+from embedfleet.vectors import Embed, Embedding, all_vectors, blocks, check_one_vector, fingerprint_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,9 +121,7 @@ def check(fleet: FleetSettings, data: Pairs | Retrieval, settings: Sequence[Embe
 
 
 def _plan(fleet: FleetSettings, data: Pairs | Retrieval, settings: EmbedSettings) -> _Plan:
-    chunking = getattr(settings, "chunking", None)
-    if chunking is not None and chunking.output != "mean":
-        raise SettingsError("chunking: eval compares one vector a text. Set output=mean.")
+    check_one_vector(settings)
     if isinstance(data, Pairs):
         instructed = settings.instruction is not None or settings.prompt_name is not None
         query = document = settings.model_copy(update={"input_type": "query"} if instructed else {})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedfleet.client import Fleet
 from embedfleet.contract import EmbedSettings
+from embedfleet.errors import SettingsError
 from embedfleet.job import Job
 from embedfleet.records import Record
 from embedfleet.tables import vectors_of
@@ -36,7 +37,11 @@ class Embedding:
         self._embed = embed or self._submit
 
     def job(self, fingerprint: str, records: Callable[[], Iterable[Record]], settings: EmbedSettings) -> Job:
-        """The finished job of these records. ``fingerprint`` stands for them, ``settings`` are resolved."""
+        """The finished job of these records. ``fingerprint`` stands for them, ``settings`` are resolved.
+
+        Raises SettingsError for settings that give several vectors a text.
+        """
+        check_one_vector(settings)
         if (fingerprint, settings) not in self.jobs:
             worker = {name: getattr(self._fleet.settings, name, None) for name in _WORKER}
             key = json.dumps(["vectors", fingerprint, settings.model_dump(), worker], default=str)
@@ -47,6 +52,13 @@ class Embedding:
         job = self._fleet.submit(records, settings=settings, to=self._to, key=key)
         job.wait()
         return job
+
+
+def check_one_vector(settings: EmbedSettings) -> None:
+    """Raise SettingsError for settings that give several vectors a text: what is compared here is one."""
+    chunking = getattr(settings, "chunking", None)
+    if chunking is not None and chunking.output != "mean":
+        raise SettingsError("chunking: eval compares one vector a text. Set output=mean.")
 
 
 def fingerprint_of(rows: Iterable[object]) -> str:
