@@ -1,20 +1,12 @@
 """A retrieval task for MTEB from data that are on every machine: find a docstring's body by its first line."""
 
-import sys
 import sysconfig
-from pathlib import Path
 from typing import Any
 
+from data import docstrings
 from datasets import Dataset
 from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "stdlib_search"))
-
-from collect import collect
-
-DOCUMENTS = 100
-BODY_CHARACTERS = range(80, 800)
 
 
 class StdlibDocstrings(AbsTaskRetrieval):
@@ -48,14 +40,3 @@ class StdlibDocstrings(AbsTaskRetrieval):
         }
         self.dataset = {"default": {"test": split}}
         self.data_loaded = True
-
-
-def docstrings() -> list[tuple[str, str, str]]:
-    """Name, first line and body of DOCUMENTS docstrings from all over the library; no first line comes twice."""
-    found: dict[str, tuple[str, str, str]] = {}
-    for record in collect(Path(sysconfig.get_path("stdlib"))):
-        head, _, body = record["text"].partition("\n\n")
-        if "\n" not in head and len(body.strip()) in BODY_CHARACTERS:
-            found.setdefault(head, (record["id"], head, body.strip()))
-    every = max(1, len(found) // DOCUMENTS)
-    return list(found.values())[::every][:DOCUMENTS]

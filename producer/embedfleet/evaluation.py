@@ -143,7 +143,6 @@ def _resolved(fleet: FleetSettings, settings: EmbedSettings) -> EmbedSettings:
 
 def _full(fleet: FleetSettings, settings: EmbedSettings) -> EmbedSettings:
     """The same at full length: one job for all lengths and encodings."""
-    _resolved(fleet, settings)  # what is wrong with the length that was asked is said of that
     return _resolved(fleet, settings.model_copy(update={"dimensions": None, "encoding": "float32"}))
 
 

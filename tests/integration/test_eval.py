@@ -98,7 +98,7 @@ def test_mteb_measures_the_same(minilm_fleet: LocalFleet, tmp_path: Path) -> Non
     """The example's task through MTEB, and the same data through eval."""
     settings = named(minilm_fleet, "mteb")
     example = ROOT / "examples" / "mteb_custom_task"
-    code = "import json, sys; from task import docstrings; json.dump(docstrings(), sys.stdout)"
+    code = "import json, sys; from data import docstrings; json.dump(docstrings(), sys.stdout)"
     made = subprocess.run([sys.executable, "-c", code], cwd=example, capture_output=True, check=True)
     found = json.loads(made.stdout)
     write_jsonl(tmp_path / "corpus.jsonl", [{"id": name, "text": body} for name, _, body in found])

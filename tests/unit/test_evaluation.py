@@ -110,6 +110,18 @@ def test_failed_texts_are_counted_and_not_dropped(tmp_path: Path) -> None:
     assert row.metrics["recall@10"] == pytest.approx((1 + 0.5 + 0) / 3)
 
 
+def test_what_a_retry_mended_counts(tmp_path: Path) -> None:
+    queries = [{"id": "q", "text": "one", "relevant": ["long", "d1"]}]
+    data = retrieval(tmp_path, {"d1": "one", "long": "word " * 2000}, queries)
+    with InMemoryFleet() as minilm:
+        [before] = evaluate(minilm, data).rows
+        assert (before.errors, before.metrics["recall@10"]) == (1, 0.5)
+        [job] = [job for job in evaluate(minilm, data).jobs if job.error_counts()]
+        assert job.retry(on_overflow="truncate") is not None
+        [after] = evaluate(minilm, data).rows
+    assert (after.errors, after.metrics["recall@10"]) == (0, 1)
+
+
 def test_a_pair_with_a_failed_text_is_left_out() -> None:
     data = Pairs.of([("a", "a", 3), ("b", " ", 9), ("b", "c", 1), ("d", None, 5)])
     with InMemoryFleet() as minilm:
@@ -224,6 +236,7 @@ def test_a_task_for_mteb_is_embedded_as_its_model_wants(fleet: InMemoryFleet) ->
     assert encoded_as(fleet, "document", prompt) == ("document", None)
     assert encoded_as(fleet, None, "Cluster it") == ("query", "Cluster it")
     assert encoded_as(fleet, "query", prompt, EmbedSettings(instruction="Mine")) == ("query", "Mine")
+    assert encoded_as(fleet, "document", prompt, EmbedSettings(instruction="Mine")) == ("document", None)
     with InMemoryFleet() as minilm:
         assert encoded_as(minilm, "query", prompt) == ("query", None)
         assert encoded_as(minilm, None, prompt) == ("document", None)
