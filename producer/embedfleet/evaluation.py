@@ -131,19 +131,20 @@ def _plan(fleet: FleetSettings, data: Pairs | Retrieval, settings: EmbedSettings
         query = settings.model_copy(update={"input_type": "query"})
         document = settings.model_copy(update={"instruction": None, "prompt_name": None})
     return _Plan(
-        settings.model_copy(update={"dimensions": _resolved(fleet, document).dimensions}),
+        settings.model_copy(update={"dimensions": resolved_for(fleet, document).dimensions}),
         _full(fleet, document),
         _full(fleet, query),
     )
 
 
-def _resolved(fleet: FleetSettings, settings: EmbedSettings) -> EmbedSettings:
+def resolved_for(fleet: FleetSettings, settings: EmbedSettings) -> EmbedSettings:
+    """Settings with every choice made explicit. Raises SettingsError."""
     return models.resolve(settings, fleet.model)
 
 
 def _full(fleet: FleetSettings, settings: EmbedSettings) -> EmbedSettings:
     """The same at full length: one job for all lengths and encodings."""
-    return _resolved(fleet, settings.model_copy(update={"dimensions": None, "encoding": "float32"}))
+    return resolved_for(fleet, settings.model_copy(update={"dimensions": None, "encoding": "float32"}))
 
 
 def _evaluate_pairs(embedding: Embedding, data: Pairs, plans: Sequence[_Plan]) -> list[Measured]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from embedfleet.client import Fleet
 from embedfleet.contract import EmbedSettings
 from embedfleet.errors import TextError
-from embedfleet.evaluation import profile_for
-from embedfleet.models import named, resolve
+from embedfleet.evaluation import profile_for, resolved_for
+from embedfleet.models import named
 from embedfleet.records import Record
 from embedfleet.vectors import Embed, Embedding, all_vectors, fingerprint_of
 
@@ -76,7 +76,7 @@ class FleetEncoder:
         Raises TextError naming how many texts have none: mteb knows no missing vector.
         """
         texts = [text for batch in inputs for text in batch["text"]]
-        settings = resolve(self._settings_for(task_metadata, prompt_type), self._fleet.settings.model)
+        settings = resolved_for(self._fleet.settings, self._settings_for(task_metadata, prompt_type))
         records = [Record(str(position), text) for position, text in enumerate(texts)]
         job = self._embedding.job(fingerprint_of(texts), lambda: records, settings)
         at, vectors = all_vectors(job)
