@@ -11,7 +11,7 @@ from typing import get_args
 import click
 
 import embedfleet
-from embedfleet import catalogue, deadletters, operate, proving
+from embedfleet import catalogue, deadletters, evaluating, operate, proving
 from embedfleet.client import Fleet
 from embedfleet.contract import EmbedSettings, Overflow
 from embedfleet.destinations import Target
@@ -255,6 +255,7 @@ for command in (
     deadletters.dead,
     proving.verify,
     proving.reembed,
+    evaluating.evaluate_command,
     catalogue.models,
     operate.config,
     operate.doctor,

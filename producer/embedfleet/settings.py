@@ -193,6 +193,8 @@ class FleetSettings(BaseSettings):
         # Left out where it is not used: the same command goes on with what it began before there was this setting.
         if self.quantization is not None:
             found["quantization"] = self.quantization
+        if self.engine == "openai":
+            found["openai_model"] = self.openai_model
         if model in self.models:
             found["declared"] = as_json({model: self.models[model]})
         return found
