@@ -1,9 +1,7 @@
 """Fleet: what application code holds. Verbs only; the work is done in submission.py, broker.py and job.py."""
 
-import logging
 import os
 import re
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from embedfleet import openjobs
 from embedfleet.broker import Broker, connect
 from embedfleet.chunking import check_round_trip
+from embedfleet.company import Company
 from embedfleet.contract import JOB_ID, Batching, EmbedSettings, JobSpec, Request
 from embedfleet.destinations import Target, parse_callback
 from embedfleet.errors import BrokerUnavailable, ConfigurationError, NotFound, StoreUnavailable
@@ -31,11 +30,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-log = logging.getLogger(__name__)
-
-_ASK_AGAIN_S = 60.0  # an application that enqueues all day asks who is there once a minute
-
-
 class Fleet:
     """A fleet of embedding workers, reached through its broker. Thread-safe; make one per process.
 
@@ -51,7 +45,7 @@ class Fleet:
         self.settings: FleetSettings = load(**settings)
         self._stores: dict[str, Store] = {}
         self._connected: tuple[int, Broker] | None = None
-        self._asked_s: dict[str, float] = {}
+        self._company = Company()
         self.while_waiting: Callable[[], object] = lambda: None
         """Called every second while ``submit`` waits because the queue is too deep."""
 
@@ -168,7 +162,7 @@ class Fleet:
         expires_at = self.broker.clock() + timeout_s
         request = Request(reply_to=key, settings=resolved, texts=list(texts), expires_at=expires_at)
         queue = self._queue(resolved, "interactive")
-        self._warn_if_alone(queue, resolved.model)
+        self._company.look_for(self.broker, queue, str(resolved.model))
         self.broker.publish(request, queue)
         return read_part(self.broker.await_reply(key, timeout_s, abandoned), "the worker's answer")
 
@@ -242,9 +236,7 @@ class Fleet:
         """The folder and job.json of a new job, after everything that can be checked was."""
         told = parse_callback(callback) if callback is not None else None
         if told is not None and self.settings.store is None:
-            raise ConfigurationError(
-                "callback: no store. Set EMBEDFLEET_STORE: it names the jobs that are looked after."
-            )
+            raise ConfigurationError("callback: no store. Set EMBEDFLEET_STORE: it names the jobs to look after.")
         resolved = self.settings.resolve(settings or EmbedSettings())
         check_expiry(expires_in_s)
         store = self._writable(to or self._store())
@@ -283,14 +275,7 @@ class Fleet:
 
     def _submit(self, folder: JobFolder, spec: JobSpec, records: Iterator[Record]) -> None:
         with self._publisher(folder, self.broker.queue_of(spec), spec.settings.model) as publish:
-
-            def sent() -> float | None:
-                with suppress(BrokerUnavailable):  # said when the block ends; sealed, the job is looked after
-                    publish.flush()
-                    return self.broker.now()
-                return None
-
-            submit(folder, spec, records, publish, sent)
+            submit(folder, spec, records, publish, publish.sent)
 
     def _publisher(self, folder: JobFolder, queue: str, model: str | None = None) -> Publisher:
         """Notes the job as open: before the first message, and when all are published. No ``model``: deliveries."""
@@ -304,16 +289,8 @@ class Fleet:
 
     def _before_first(self, folder: JobFolder, queue: str, model: str | None) -> None:
         self._note(folder, "embed" if model else "deliver")
-        if model is not None:
-            self._warn_if_alone(queue, model)
-
-    def _warn_if_alone(self, queue: str, model: object) -> None:
-        """Say, at most once a minute, that nobody is there for what is queued; on SQS that can't be known."""
-        if time.monotonic() < self._asked_s.get(queue, -_ASK_AGAIN_S) + _ASK_AGAIN_S:
-            return
-        self._asked_s[queue] = time.monotonic()
-        if self.broker.workers(queue) == []:
-            log.warning("no worker for %s is running; what is queued waits for one", model)
+        if model:
+            self._company.look_for(self.broker, queue, model)
 
     def _queue(self, settings: EmbedSettings, lane: str) -> str:
         return self.broker.queue(settings.model or self.settings.model, lane)

@@ -66,6 +66,13 @@ class Publisher:
         with self._lock:
             self._flush()
 
+    def sent(self) -> float | None:
+        """When, on the broker's clock, all was sent; None while it can't be: the end of the block says so."""
+        with suppress(BrokerUnavailable):
+            self.flush()
+            return self._broker.now()
+        return None
+
     def __enter__(self) -> "Publisher":
         return self
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from embedfleet import EmbedSettings, Fleet, client, publishing
+from embedfleet import EmbedSettings, Fleet, publishing
 from embedfleet.errors import (
     BrokerUnavailable,
     ConfigurationError,
@@ -171,7 +171,7 @@ def test_that_nobody_is_there_is_said_once_a_minute(
     for _ in range(3):
         VERBS[verb](fleet)
     assert caplog.messages == [ALONE]
-    monkeypatch.setattr(client, "_ASK_AGAIN_S", 0)
+    monkeypatch.setattr(company, "_ASK_AGAIN_S", 0)
     VERBS[verb](fleet)
     assert caplog.messages == [ALONE, ALONE]
 
