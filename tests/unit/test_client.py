@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from embedfleet import EmbedSettings, Fleet, publishing
+from embedfleet import EmbedSettings, Fleet, company, publishing
 from embedfleet.errors import (
     BrokerUnavailable,
     ConfigurationError,

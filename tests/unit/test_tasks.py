@@ -293,7 +293,7 @@ def test_a_batch_that_can_not_be_moved_goes_back(worker: Worker, monkeypatch: py
     def gone(*_: object) -> None:
         raise BrokerUnavailable("gone")
 
-    monkeypatch.setattr(worker.tasks.broker, "publish_all", gone)
+    monkeypatch.setattr(worker.tasks.broker, "hand_over", gone)
     with pytest.raises(GiveBack):
         worker.tasks.embed(message)
     assert worker.dead_letters() == []
