@@ -128,8 +128,10 @@ def test_quantised_weights_are_in_the_provenance_and_have_cache_entries_of_their
         cache_url=cache_url,
     )
     with Fleet(**dict(local.settings)) as fleet:
-        jobs = [fleet.submit(texts, key=key) for key in ("first", "second")]
-        cached = [job.wait(timeout_s=60).totals.cached for job in jobs]
+        jobs, cached = [], []
+        for key in ("first", "second"):  # one after the other: a worker does them in any order
+            jobs.append(fleet.submit(texts, key=key))
+            cached.append(jobs[-1].wait(timeout_s=60).totals.cached)
         parts = [job.folder.part_info(0).provenance for job in jobs]
         vectors = fleet.embed(texts).astype(np.float64)
     local.stop()
