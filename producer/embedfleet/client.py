@@ -124,10 +124,8 @@ class Fleet:
             with Publisher(self.broker, queue, None, before_first) as publish:
                 enqueue(folder, spec, records, publish)
         except BrokerUnavailable as exc:
-            raise BrokerUnavailable(
-                f"job {folder.job}: it is written, and its message was not sent: {exc} Enqueue it again under the same "
-                "key, or let `embedfleet reconcile` send it."
-            ) from None
+            said = f"job {folder.job}: it is written, and its message was not sent: {exc} Enqueue it again under the"
+            raise BrokerUnavailable(f"{said} same key, or let `embedfleet reconcile` send it.") from None
         return Job(folder, self)
 
     def embed(
@@ -181,10 +179,7 @@ class Fleet:
         return handle
 
     def republish(self, job: Job) -> int:
-        """Publish again every batch of a job that is not settled: after a crash lost messages. How many there were.
-
-        A duplicate is harmless.
-        """
+        """Publish again every batch of a job that is not settled; how many there were. A duplicate is harmless."""
         with self._publisher(job.folder, self.broker.queue_of(job.spec), job.spec.settings.model) as publish:
             return publish_missing(job.folder, publish)
 
@@ -235,7 +230,7 @@ class Fleet:
     ) -> tuple[JobFolder, JobSpec]:
         """The folder and job.json of a new job, after everything that can be checked was."""
         told = parse_callback(callback) if callback is not None else None
-        if told is not None and self.settings.store is None:
+        if told and self.settings.store is None:
             raise ConfigurationError("callback: no store. Set EMBEDFLEET_STORE: it names the jobs to look after.")
         resolved = self.settings.resolve(settings or EmbedSettings())
         check_expiry(expires_in_s)
@@ -300,7 +295,6 @@ class Fleet:
 
     def _store(self) -> str:
         if self.settings.store is None:
-            raise ConfigurationError(
-                "no store: set EMBEDFLEET_STORE (`store=`, --store), or name a folder: `to=`, a job by its path."
-            )
+            said = "no store: set EMBEDFLEET_STORE (`store=`, --store), or name a folder: `to=`, a job by its path."
+            raise ConfigurationError(said)
         return self.settings.store
