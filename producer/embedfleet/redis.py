@@ -90,7 +90,8 @@ class RedisBroker(Broker):
         try:
             return operation(*args, **kwargs)
         except (RedisError, OSError) as exc:
-            if isinstance(exc, ReadOnlyError):  # a master until now: who tries again gets a new connection
+            if isinstance(exc, ReadOnlyError) or "-READONLY" in str(exc):  # that is how 6.2 says it of a script
+                # A master until now: who tries again gets a new connection.
                 self.redis.connection_pool.disconnect(inuse_connections=False)
             raise BrokerUnavailable(
                 f"broker {mask_url(self.url)}: it can't be reached ({masked_reason(exc)}). "

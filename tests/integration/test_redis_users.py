@@ -92,7 +92,7 @@ def test_a_worker_does_all_its_work(server: RedisServer, tmp_path: Path) -> None
             fleet.broker.redis.lpush(fleet.broker.lane("bulk"), "no message")
             assert job.wait(timeout_s=60).state == "done"
             assert fleet.embed(["a text"]).shape == (1, 384)
-            assert fleet.broker.look(fleet.broker.lane("bulk")).empty
+            wait_until(lambda: fleet.broker.look(fleet.broker.lane("bulk")).empty, "the last acknowledgements")
             wait_until(lambda: fleet.broker.letters().letters, "the letter")
             assert not fleet.broker.redis.exists(f"{fleet.broker.lane('bulk')}-starts")
     finally:
