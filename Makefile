@@ -7,7 +7,8 @@ PYTORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 PYTHON := .venv/bin/python
 READY := .venv/.ready
 KILLS ?= 1000
-QUICK := tests/unit tests/contract
+QUICK := tests/unit tests/contract tests/infra tests/packaging
+WAITING := tests/chaos $(addprefix tests/integration/test_,sqs_workers.py openai_outage.py drain.py)
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 IMAGE = docker build --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD)
 
@@ -35,8 +36,8 @@ demo: $(READY)  ## embed the standard library's docstrings and search them
 
 test: $(READY)  ## all tests
 	@$(PYTHON) -m pytest $(or $(TESTS),$(QUICK) -n 3)
-	@$(if $(TESTS),,$(PYTHON) -m pytest $(addprefix --ignore=,$(QUICK) tests/chaos))
-	@$(if $(TESTS),,$(PYTHON) -m pytest tests/chaos -n 4)  # most of it is waiting
+	@$(if $(TESTS),,$(PYTHON) -m pytest $(addprefix --ignore=,$(QUICK) $(WAITING)))
+	@$(if $(TESTS),,$(PYTHON) -m pytest $(WAITING) -n 4)
 
 chaos: $(READY)  ## kill workers, brokers and networks: KILLS=1000, under an hour
 	@CHAOS_KILLS=$(KILLS) $(PYTHON) -m pytest tests/chaos --timeout 7200

@@ -105,7 +105,7 @@ def test_what_fits_in_the_grace_time_is_finished_and_the_rest_given_back_at_once
 def test_a_worker_whose_work_fits_is_gone_as_soon_as_it_is_done(drained: Drained) -> None:
     worker = drained.start(synthetic_texts_per_s=IN_BATCH, grace_s=30)
     job = drained.submit(2)
-    wait_until(lambda: drained.held() == 2, "both to be held")
+    wait_until(lambda: drained.redis.hlen(f"{drained.bulk}-starts") == 2, "both to be begun")
     assert stop(worker) < 10
     assert job.status().state == "done"
     drained.check_nothing_is_left()

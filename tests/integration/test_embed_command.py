@@ -289,7 +289,7 @@ REFUSED = {
     "repeated id": (["twice.jsonl"], ["twice.jsonl", "'a'"]),
     "dimensions": (["good.jsonl", "--dimensions", "100"], ["dimensions=100", "384"]),
     "instruction": (["good.jsonl", "--instruction", "find"], ["instruction", "document"]),
-    "unknown model": (["good.jsonl", "--model", "no/such"], ["no/such", "Known models"]),
+    "unknown model": (["good.jsonl", "--model", "no/such"], ["no/such", "no profile is known"]),
     "unknown option": (["good.jsonl", "--dimension", "3"], ["--dimension"]),
     "choice": (["good.jsonl", "--encoding", "int8"], ["--encoding", "int8", "float16"]),
     "store": (["good.jsonl", "--to", "/dev/null/x"], ["/dev/null/x"]),
