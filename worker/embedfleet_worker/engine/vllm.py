@@ -116,6 +116,7 @@ class _Vllm:
     def __init__(self, arguments: EngineArgs) -> None:
         self._engine = LLMEngine.from_engine_args(arguments)
         self._params = PoolingParams(task="embed")
+        self._on_cpu = device_name() == "cpu"
         self.quantization: str | None = self._engine.model_config.quantization
         """What vLLM does with the weights: what it was told, or what the model's files say."""
 
@@ -126,11 +127,25 @@ class _Vllm:
 
     def step(self) -> list[tuple[str, Vector]]:
         """The tensors are on the CPU already."""
-        return [(output.request_id, output.outputs.data.numpy()) for output in self._engine.step()]
+        answers = [(output.request_id, output.outputs.data.numpy()) for output in self._engine.step()]
+        if self._on_cpu and not all(np.isfinite(vector).all() for _, vector in answers):
+            self._empty_free_blocks()
+        return answers
 
     def abort(self, requests: list[str]) -> None:
         """vLLM passes over those it does not know."""
         self._engine.abort_request(requests)
+
+    def _empty_free_blocks(self) -> None:
+        """Of the attention cache: what a block does not use counts with zero, and zero times NaN is NaN.
+
+        A finished text's blocks are free before its vector is out, so nobody has them yet. vLLM has no way for this;
+        its build for CPUs is pinned exactly.
+        """
+        core = self._engine.engine_core.engine_core
+        free = core.scheduler.kv_cache_manager.block_pool.free_block_queue.get_all_free_blocks()
+        for blocks in core.model_executor.driver_worker.worker.model_runner.kv_caches:
+            blocks[[block.block_id for block in free]] = 0
 
 
 def device_name() -> str:
