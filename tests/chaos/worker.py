@@ -156,12 +156,7 @@ def _hook_work() -> None:
         publish = broker.publish_all
 
         def published(self: Any, messages: Sequence[Any], queue: str, publish: Any = publish) -> None:
-            delivers = queue == self.deliver_queue
-            if delivers:
-                reach("before hand over")
             publish(self, messages, queue)
-            if delivers:
-                reach("handed over")
             if threading.current_thread().name.startswith("janitor"):
                 reach(SWEEPING)
 
@@ -219,6 +214,8 @@ if __name__ == "__main__":
     _say_when_it_leaves()
     if "CHAOS_STOCK" in os.environ:
         _use_stock_transport()
+    for broker in (RedisBroker, SqsBroker):
+        around(broker, "hand_over", "before hand over", "handed over")
     around(Drain, "begin", "", DRAINING)
     around(Holding, "close", GIVING_BACK, "")
     _journal.write(_name, "begun")
