@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,6 @@ from embedfleet.local import LocalFleet
 from embedfleet.quality import as_written
 from embedfleet.vectors import all_vectors
 from tests.integration.command import environment, run, write_jsonl
-
-pytestmark = pytest.mark.skipif(find_spec("pytrec_eval") is None, reason='needs the extra "eval"')
 
 ROOT = Path(__file__).parents[2]
 LABELLED = ROOT / "examples" / "labelled"
@@ -93,7 +90,6 @@ def test_a_text_that_is_too_long_is_counted_with_a_hint(minilm_fleet: LocalFleet
     assert (done.returncode, json.loads(done.stdout)["results"][0]["metrics"]["recall@10"]) == (0, 1)
 
 
-@pytest.mark.skipif(find_spec("mteb") is None, reason='needs the extra "mteb"')
 def test_mteb_measures_the_same(minilm_fleet: LocalFleet, tmp_path: Path) -> None:
     """The example's task through MTEB, and the same data through eval."""
     settings = named(minilm_fleet, "mteb")

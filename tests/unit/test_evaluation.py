@@ -17,8 +17,6 @@ from embedfleet.mteb import FleetEncoder
 from embedfleet.plotting import check_plot, plot
 from embedfleet.testing import InMemoryFleet
 
-pytest.importorskip("pytrec_eval", reason='needs the extra "eval"')
-
 QWEN = "Qwen/Qwen3-Embedding-0.6B"
 PAIRS = Pairs.of([("a", "b", 1), ("a", "c", 2), ("d", "e", 3)])
 
@@ -186,7 +184,6 @@ def test_what_cant_be_tried(text: str, said: str) -> None:
 
 
 def test_the_plot(fleet: InMemoryFleet, data: Retrieval, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason='needs the extra "eval"')
     tries = [EmbedSettings(dimensions=d, encoding=e) for d in (64, 32) for e in ("float32", "float16")]
     found = evaluate(fleet, data, tries)
     for name, begins in (("plot.png", b"\x89PNG"), ("plot.svg", b"<?xml")):

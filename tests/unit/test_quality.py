@@ -11,8 +11,6 @@ from embedfleet import quality
 from embedfleet.errors import ConfigurationError
 from embedfleet.quality import Nearest, as_written, retrieval, spearman
 
-pytest.importorskip("pytrec_eval", reason='needs the extra "eval"')
-
 
 def at_angles(*degrees: float) -> np.ndarray:
     return np.array([[math.cos(math.radians(each)), math.sin(math.radians(each))] for each in degrees], np.float32)
