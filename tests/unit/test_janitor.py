@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from embedfleet import Fleet
+from embedfleet import Fleet, Pgvector
 from embedfleet.broker import Broker
 from embedfleet.errors import StoreUnavailable
 from embedfleet.openjobs import OpenJob, open_path, read
@@ -78,6 +78,18 @@ def test_a_finished_job_is_closed_and_a_lost_one_published_again(fleet: Fleet, r
     assert finished.folder.manifest() is not None
     assert open_store(fleet.settings.store or "").paths("open") == [open_path(lost.id)]
     assert queued(redis_server, bulk(fleet)) == [0, 1, 2]
+
+
+def test_of_a_job_that_another_janitor_closed_nothing_is_kept(fleet: Fleet, clock: Clock) -> None:
+    job = fleet.submit(["a"], deliver_to=[Pgvector(table="docs")])
+    commit(job, 0)
+    watching = janitor(fleet)
+    assert watching.turn()
+    assert list(watching._receipts) == [job.uri]
+    open_store(fleet.settings.store or "").delete(open_path(job.id))
+    clock.at += 60
+    assert watching.turn()
+    assert not watching._receipts
 
 
 def test_of_two_janitors_one_has_the_minute_and_anyone_the_next(

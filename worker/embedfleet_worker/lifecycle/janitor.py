@@ -96,13 +96,16 @@ class Janitor:
     def _sweep(self, store: Store, after: str) -> str:
         """See to the jobs behind ``after``, then to those before, while there is time. Where it stopped."""
         sweep = Sweep(self._fleet, self._lanes, time.monotonic() + _SWEEP_S, receipts=self._receipts)
-        reached = after
+        reached, seen = after, set[str]()
         for job in _round(store, after):
+            seen.add(job)
             if time.monotonic() > sweep.ends_at:
                 log.info("janitor: not all open jobs were seen; the next sweep goes on")
                 return reached
             self._see_to(sweep, job)
             reached = job
+        for uri in [uri for uri in self._receipts if uri.rpartition("/")[2] not in seen]:
+            del self._receipts[uri]  # another janitor closed it
         return _ALL
 
     def _see_to(self, sweep: Sweep, job: str) -> None:
